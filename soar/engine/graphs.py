@@ -7,7 +7,6 @@ Left out: paged blocks, full-weight stacks, admission of waiting rows into free 
 """
 
 import warnings
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,17 +19,6 @@ from soar.engine.attention import StaticLayer, Window
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Batch, Rollouts, draw, live_first, next_logits
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What a captured step depends on."""
-
-    policies: int  # 0: the base model
-    rows: int
-    places: int
-    sampling: SamplingConfig
-
-
 OF_SLOTS = ("token_R_1", "position_R_1", "length_R", "ended_R", "failed_R")
 """What a step changes of every slot, cache and outputs aside."""
 
@@ -38,11 +26,13 @@ OF_SLOTS = ("token_R_1", "position_R_1", "length_R", "ended_R", "failed_R")
 class Program:
     """The step of one shape: its state in fixed buffers, and its captured graph on a GPU."""
 
-    def __init__(self, decoder: "StaticDecoder", stack: AdapterStack | None, shape: Shape) -> None:
+    def __init__(
+        self, decoder: "StaticDecoder", stack: AdapterStack | None, sampling: SamplingConfig, rows: int, places: int
+    ) -> None:
         self.backbone = backbone = decoder.backbone
-        self.stack, self.shape, self.pool = stack, shape, decoder.pool
+        self.stack, self.sampling, self.pool = stack, sampling, decoder.pool
         self.filled_1, self.place_1, self.step_1 = decoder.counters
-        device, rows, steps = backbone.device, shape.rows, shape.sampling.max_tokens
+        device, steps = backbone.device, sampling.max_tokens
         self.token_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position_R_1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.start_R = torch.zeros(rows, dtype=torch.int32, device=device)
@@ -54,9 +44,7 @@ class Program:
         self.failed_R = torch.zeros(rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(backbone.end_ids), device=device)
         self.mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)  # four axes: the model takes it as it is
-        views = [
-            flat[: rows * shape.places].view(rows, flat.shape[1], shape.places, flat.shape[2]) for flat in decoder.flat
-        ]
+        views = [x[: rows * places].view(rows, x.shape[1], places, x.shape[2]) for x in decoder.flat]
         self.cache = DynamicCache(config=backbone.model.config)
         self.cache.layers = [StaticLayer(*pair, self.place_1) for pair in zip(views[::2], views[1::2], strict=True)]
         self.graph: Any = None
@@ -68,7 +56,7 @@ class Program:
 
     def note(self, logits_R_V: Tensor) -> None:
         """Draw a token for every slot, write it down for the live ones, and move one place on."""
-        sampling = self.shape.sampling
+        sampling = self.sampling
         uniform_R = self.uniform_T_R.index_select(0, self.step_1)[0] if sampling.temperature else None
         if kernels.available(logits_R_V) and sampling.top_p == 1.0:
             token_R, logprob_R, bad_R = kernels.draw(logits_R_V, uniform_R, sampling.temperature)
@@ -134,7 +122,7 @@ class StaticDecoder:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.programs: dict[Shape, Program] = {}
+        self.programs: dict[tuple[Any, ...], Program] = {}  # by what their captured step depends on
         self.slots: dict[int, AdapterStack] = {}
         # Memory [tokens, heads, width] of keys, of values of the first layer, of the next, ...: a program views it its way.
         self.flat: list[Tensor] = []
@@ -168,13 +156,14 @@ class StaticDecoder:
             self.flat.clear()
             self.flat += [state.new_zeros(tokens, state.shape[1], state.shape[3]) for state in states]
 
-    def program(self, shape: Shape, stack: AdapterStack | None) -> Program:
+    def program(self, stack: AdapterStack | None, sampling: SamplingConfig, rows: int, places: int) -> Program:
         """The program of a shape, made when it is new; the least recently used ones are dropped."""
+        shape = (0 if stack is None else stack.policies, sampling, rows, places)
         program = self.programs.pop(shape, None)
         if program is None:
             if not self.programs and self.backbone.device.type == "cuda":
                 self.pool = torch.cuda.graph_pool_handle()  # torch ends one with its last graph
-            program = Program(self, stack, shape)
+            program = Program(self, stack, sampling, rows, places)
         self.programs[shape] = program
         while len(self.programs) > KEPT_PROGRAMS:
             del self.programs[next(iter(self.programs))]
@@ -187,18 +176,18 @@ class SlotBatch(Batch):
     def _begin(self, decoder: StaticDecoder) -> None:
         """Prefill, and put every row into its slot of the first program."""
         self.decoder = decoder
-        steps, each = self.sampling.max_tokens, self.rows // self.policies
-        width, places = slots_for(each), -(-(self.longest + steps) // PLACE_STEP) * PLACE_STEP
-        policies = 0 if self.stack is None else self.policies
-        shape = self.shape = Shape(policies, self.policies * width, places, self.sampling)
-        self.first = 0  # step from which the current program's notes count
-        self.looked = 0  # tokens in which stop strings were looked for
-        longest, device = self.longest, self.backbone.device
+        longest, each = self.longest, self.rows // self.policies
+        width, places = slots_for(each), -(-(longest + self.sampling.max_tokens) // PLACE_STEP) * PLACE_STEP
+        slots, self.places, self.first = (
+            self.policies * width,
+            places,
+            0,
+        )  # first: step whose notes are not collected yet
         cache: Any = DynamicCache()  # not the config's: sliding layers keep their places as well
         logits_U_V, mask_U_S = self.prefill(cache)
-        decoder.reserve(shape.rows * shape.places, [x for layer in cache.layers for x in (layer.keys, layer.values)])
-        program = self.program = decoder.program(shape, self.stack)
-        slot_R = torch.arange(shape.rows, device=device)
+        decoder.reserve(slots * places, [x for layer in cache.layers for x in (layer.keys, layer.values)])
+        program = self.program = decoder.program(self.stack, self.sampling, slots, places)
+        slot_R = torch.arange(slots, device=self.backbone.device)
         inside_R = slot_R % width < each
         # Slots beyond the rows hold a copy of the policy's last row and are ended from the start.
         row_R = slot_R // width * each + (slot_R % width).clamp(max=each - 1)
@@ -238,14 +227,14 @@ class SlotBatch(Batch):
                 if width * 2 <= wide or (wide - width) * self.policies >= SPARED:
                     self._narrow(live_P_w, width, step)
             self.program.step()
-        self._collect(steps)
         self._stop(steps)
+        self._collect(steps)
         if self.stops is not None:  # rows ran on behind their stop string until somebody looked
             self.logprob_B_T *= torch.arange(steps, device=self.length_B.device) < self.length_B[:, None]
         return self.rollouts()
 
     def _collect(self, upto: int) -> None:
-        """Take what the current program noted in steps first .. upto - 1."""
+        """Take what the current program noted in the steps before `upto`."""
         program, inside_R = self.program, self.inside_R
         rows = self.row_R[inside_R]
         self.tokens_B_T[rows, self.first : upto] = program.tokens_T_R[self.first : upto, inside_R].T
@@ -253,26 +242,25 @@ class SlotBatch(Batch):
         self.length_B[rows] = program.length_R[inside_R]
         self.ended_B[rows] = program.ended_R[inside_R]
         self.failed_B[rows] = program.failed_R[inside_R]
+        self.first = upto
 
     def _stop(self, upto: int) -> None:
         """End the rows whose text holds a stop string, at the token that completed it."""
         if self.stops is None:
             return
+        first = self.first
         self._collect(upto)
-        for row, length in self.stops.ends(self.tokens_B_T, self.length_B, self.looked, upto):
+        for row, length in self.stops.ends(self.tokens_B_T, self.length_B, first, upto):
             slot_R = (self.row_R == row) & self.inside_R
             for name, value in (("length", length), ("ended", True), ("failed", False)):
                 getattr(self, f"{name}_B")[row] = value
                 getattr(self.program, f"{name}_R").masked_fill_(slot_R, value)
-        self.looked = upto
 
     def _narrow(self, live_P_w: Tensor, width: int, step: int) -> None:
         """Move the live rows to the program of `width` slots a policy; ended rows fill up."""
         self._collect(step)
-        old = self.program
+        old, new = self.program, self.decoder.program(self.stack, self.sampling, self.policies * width, self.places)
         keep = live_first(live_P_w, width).reshape(-1)
-        shape = self.shape = replace(self.shape, rows=self.policies * width)
-        new = self.decoder.program(shape, self.stack)
         for before, after in zip(old.cache.layers, new.cache.layers, strict=True):
             # The new view lies over the old one in memory, so the rows are gathered aside first.
             after.keys.copy_(before.keys.index_select(0, keep))
@@ -281,4 +269,4 @@ class SlotBatch(Batch):
             getattr(new, name).copy_(getattr(old, name)[keep])
         new.uniform_T_R.copy_(old.uniform_T_R[:, keep])
         self.row_R, self.inside_R = self.row_R[keep], self.inside_R[keep]
-        self.program, self.first = new, step
+        self.program = new

@@ -9,7 +9,6 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -59,8 +58,7 @@ class NativeSampler:
         positions = request.check(stack, self.backbone.context)
         P, Q, attempts = len(request.prompts_P_Q), len(request.prompts_P_Q[0]), request.attempts
         per_call = self.prompts_per_call(P, Q, attempts, positions)
-        parts_C: list[Rollouts] = []
-        first = 0
+        parts_C, first = list[Rollouts](), 0
 
         def batch() -> Rollouts:
             part = request.select(slice(first, first + per_call))
@@ -109,46 +107,41 @@ class GrowingBatch(Batch):
     """A batch over a growing cache: prefill, then one token a step until every row has ended."""
 
     def finish(self) -> Rollouts:
-        self.row_b = torch.arange(self.rows, device=self.backbone.device)  # live slot -> row of the result
+        row_b = torch.arange(self.rows, device=self.backbone.device)  # live slot -> row of the result
         with self.backbone.use(self.stack):
             cache: Any = DynamicCache(config=self.backbone.model.config)
             if not self.backbone.apart:
                 cache.layers = [BufferLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
             logits_U_V, mask_U_S = self.prefill(cache)
-            prompt_b = self.row_b // self.request.attempts
+            prompt_b = row_b // self.request.attempts
             cache.reorder_cache(prompt_b)
             logits_b_V, mask_b_S = logits_U_V[prompt_b], mask_U_S[prompt_b]
             for step in range(self.sampling.max_tokens):
-                token_b = self._draw(logits_b_V.float(), step)
+                uniform_b = None if self.uniform_B_T is None else self.uniform_B_T[row_b, step]
+                how = self.sampling.temperature, self.sampling.top_p
+                token_b, logprob_b, bad_b = draw(logits_b_V.float(), uniform_b, *how)
+                live = ~self.ended_B[row_b]
+                rows, token_live = row_b[live], token_b[live]
+                self.tokens_B_T[rows, step] = token_live
+                self.logprob_B_T[rows, step] = logprob_b[live]
+                self.length_B[rows] = step + 1
+                self.failed_B[rows] |= bad_b[live]
+                self.ended_B[rows] = torch.isin(token_live, self.end_ids) | bad_b[live]
                 self.on_tokens(len(token_b))
                 if self.stops is not None:
                     for row, _ in self.stops.ends(self.tokens_B_T, self.length_B, step, step + 1):
                         self.ended_B[row] = True
                 if step + 1 == self.sampling.max_tokens:
                     break
-                live_P_b = ~self.ended_B[self.row_b].reshape(self.policies, -1)
+                live_P_b = ~self.ended_B[row_b].reshape(self.policies, -1)
                 most = int(live_P_b.sum(1).max())
                 if most == 0:
                     break
                 if most <= 0.8 * live_P_b.shape[1]:  # each policy keeps equally many slots, ended rows fill up
                     keep = live_first(live_P_b, most).sort(dim=1).values.reshape(-1)
                     cache.reorder_cache(keep)
-                    mask_b_S, token_b, self.row_b = mask_b_S[keep], token_b[keep], self.row_b[keep]
+                    mask_b_S, token_b, row_b = mask_b_S[keep], token_b[keep], row_b[keep]
                 mask_b_S = torch.cat([mask_b_S, mask_b_S.new_ones(len(mask_b_S), 1)], dim=1)
                 position_b_1 = mask_b_S.sum(1, keepdim=True) - 1
                 logits_b_V = next_logits(self.backbone, token_b[:, None], mask_b_S, position_b_1, cache)
         return self.rollouts()
-
-    def _draw(self, logits_b_V: Tensor, step: int) -> Tensor:
-        """Draw one token for every live slot, note it in the rows that have not ended, return it."""
-        uniform_b = None if self.uniform_B_T is None else self.uniform_B_T[self.row_b, step]
-        token_b, logprob_b, bad_b = draw(logits_b_V, uniform_b, self.sampling.temperature, self.sampling.top_p)
-        live = ~self.ended_B[self.row_b]
-        rows = self.row_b[live]
-        token_live = token_b[live]
-        self.tokens_B_T[rows, step] = token_live
-        self.logprob_B_T[rows, step] = logprob_b[live]
-        self.length_B[rows] = step + 1
-        self.failed_B[rows] |= bad_b[live]
-        self.ended_B[rows] = torch.isin(token_live, self.end_ids) | bad_b[live]
-        return token_b
