@@ -15,7 +15,8 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from unittest.mock import Mock
+from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -205,7 +206,9 @@ Row = tuple[Sequence[int], str, int]  # prompt, folder of the adapter, seed
 class Native(VllmSampler):
     """Answers with the native sampler and the adapters that lie in the files."""
 
-    def _open(self, memory: float) -> None:
+    def __init__(self, *given: Any) -> None:
+        with patch.dict(sys.modules, vllm=Mock()):
+            super().__init__(*given)
         self.asked: list[Row] = []
 
     def generate(self, rows: list[Row], sampling: SamplingConfig) -> list[Completion]:

@@ -112,7 +112,6 @@ class Packed:
         if softcap is None and (window is None or window >= self.longest) and _flash_fits(q):
             return _Flash.apply(q, k, v, self, scale)
         prompt_U_S, row_R_T, of_R, back = self.tables
-        length_U = torch.tensor(self.prompts[:, 2], device=self.device)
         D = q.shape[-1]
 
         def rows(x: Tensor, places: Tensor) -> Tensor:  # embedding: its gradient adds in the order of the places
@@ -127,7 +126,7 @@ class Packed:
         outs = [out.flatten(0, 1)]
         if len(of_R):
             key, value = (torch.cat([x[of_R], rows(y, row_R_T)], 2) for x, y in ((key_U, k), (value_U, v)))
-            before_R = length_U[of_R][:, None, None]
+            before_R = torch.tensor(self.prompts[self.completions[:, 0], 2], device=self.device)[:, None, None]
             gap_T_T = place_T[:, None] - place_T
             prompt_seen = (place_S < before_R) & (before_R + place_T[:, None] - place_S < far)
             inner_seen = ((gap_T_T >= 0) & (gap_T_T < far)).expand(len(of_R), -1, -1)
@@ -276,33 +275,26 @@ def install(model: Any) -> bool:
 class BufferLayer(DynamicLayer):
     """Keys and values [rows, kv_heads, capacity, D] of one layer; the first `filled` positions are valid."""
 
-    filled, is_initialized = 0, False
-
-    def _capacity(self, length: int) -> int:
-        """Buffer size once `length` positions are filled."""
-        current = self.keys.shape[-2] if self.is_initialized else 0
-        return current if length <= current else length if not self.filled else length + GROWTH
+    filled = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        capacity, first = self.get_mask_sizes(key_states.shape[-2])[0], self.filled
+        self.filled += key_states.shape[-2]
         if not self.is_initialized:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.is_initialized = True
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        length = self.filled + key_states.shape[-2]
-        missing = self._capacity(length) - self.keys.shape[-2]
-        if missing:
-            self.keys = functional.pad(self.keys, (0, 0, 0, missing))
-            self.values = functional.pad(self.values, (0, 0, 0, missing))
-        self.keys[:, :, self.filled : length] = key_states
-        self.values[:, :, self.filled : length] = value_states
-        self.filled = length
+            return super().update(key_states, value_states)
+        if missing := capacity - self.keys.shape[-2]:
+            super().update(*(functional.pad(x[:, :, :0], (0, 0, 0, missing)) for x in (self.keys, self.values)))
+        self.keys[:, :, first : self.filled] = key_states
+        self.values[:, :, first : self.filled] = value_states
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.filled
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._capacity(self.filled + query_length), 0
+        length = self.filled + query_length  # the mask is as wide as the buffer will be then
+        current = self.keys.shape[-2] if self.is_initialized else length
+        return current if length <= current else length + GROWTH, 0
 
 
 class StaticLayer(DynamicLayer):
@@ -317,6 +309,3 @@ class StaticLayer(DynamicLayer):
         self.keys.index_copy_(2, self.place_1, key_states)
         self.values.index_copy_(2, self.place_1, value_states)
         return self.keys, self.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2], 0

@@ -166,12 +166,10 @@ class StopStrings:
         self.tokenizer, self.strings = backbone.tokenizer, strings
         words = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=False)
         last = {text[-1] for text in strings}
-        can = torch.zeros(backbone.vocabulary, dtype=torch.bool)
         # A space alone may decode to nothing, and a part of a letter to the replacement character.
-        can[: len(words)] = torch.tensor(
-            [not word.strip() or "\ufffd" in word or bool(last & set(word)) for word in words]
-        )
-        self.can_end_V = can.to(backbone.device)
+        can = [not word.strip() or "\ufffd" in word or bool(last & set(word)) for word in words]
+        can += [False] * (backbone.vocabulary - len(can))
+        self.can_end_V = torch.tensor(can, device=backbone.device)
         self.reach = max(len(text.encode()) for text in strings) + 8  # tokens that a stop string can be spread over
 
     def ends(self, tokens_B_T: Tensor, length_B: Tensor, first: int, upto: int) -> Iterator[tuple[int, int]]:

@@ -50,9 +50,6 @@ class VllmSampler:
         self.written: dict[str, str] = {}  # digest of an adapter -> its folder, the least recently used first
         self._last = 0
         self._lock = threading.Lock()  # an engine takes one call at a time
-        self._open(memory)
-
-    def _open(self, memory: float) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
@@ -62,18 +59,18 @@ class VllmSampler:
                 f'model.sampler = "vllm": vLLM cannot be imported ({error}); install it with '
                 'pip install "soar-rl[train,vllm]", or set model.sampler = "native"'
             ) from error
-        config = self.backbone.config
+        config = backbone.config
         graphs = {"compilation_config": GRAPHS, "max_num_seqs": 1024} if torch.cuda.is_available() else {}
         try:
             self.llm = vllm.LLM(
                 resolve_path(config.path),
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
-                dtype=str(self.backbone.dtype).removeprefix("torch."),
+                dtype=str(backbone.dtype).removeprefix("torch."),
                 enable_lora=True,
                 max_lora_rank=next(size for size in RANKS if size >= config.lora_rank),
-                max_loras=self.slots,
-                max_model_len=self.context,
+                max_loras=slots,
+                max_model_len=context,
                 gpu_memory_utilization=memory,
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
