@@ -178,11 +178,8 @@ class SlotBatch(Batch):
         self.decoder = decoder
         longest, each = self.longest, self.rows // self.policies
         width, places = slots_for(each), -(-(longest + self.sampling.max_tokens) // PLACE_STEP) * PLACE_STEP
-        slots, self.places, self.first = (
-            self.policies * width,
-            places,
-            0,
-        )  # first: step whose notes are not collected yet
+        slots, self.places = self.policies * width, places
+        self.first = 0  # the step from which notes are not collected yet
         cache: Any = DynamicCache()  # not the config's: sliding layers keep their places as well
         logits_U_V, mask_U_S = self.prefill(cache)
         decoder.reserve(slots * places, [x for layer in cache.layers for x in (layer.keys, layer.values)])
