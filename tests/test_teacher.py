@@ -286,12 +286,11 @@ def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(env
     assert found_in(asked, hard, backbone) == found_in(trained, hard, backbone) == {hard[3].id}
 
 
-def test_a_run_with_learnability_pays_for_the_baselines_attempts_at_the_written_questions(env, tmp_path):
-    keys = ("teacher.steps=1", "arms.run=base", "intrinsic.attempts=5")
-    for reward in ("learnability", "grounded"):
-        run_tiny(tmp_path / reward, *keys, f"teacher.reward={reward}")
-    event, grounded = (events(tmp_path / name, "outer_step")[0] for name in ("learnability", "grounded"))
-    config, rows = tiny_config(*keys), read_run(tmp_path / "learnability").questions
+def test_a_run_with_learnability_pays_for_the_baselines_attempts_at_the_written_questions(env, tiny_run, tmp_path):
+    keys = ("teacher.steps=1", "arms.run=base", "intrinsic.attempts=5", "teacher.reward=learnability")
+    run_tiny(tmp_path / "run", *keys)
+    event, grounded = (events(folder, "outer_step")[0] for folder in (tmp_path / "run", tiny_run))
+    config, rows = tiny_config(*keys), read_run(tmp_path / "run").questions
     problems = [make_problem(row["question"], row["answer"]) for row in rows]
     place, sampling = [seeds.derive(config.seed, "intrinsic", 0)], config.student.sampling
     rates = success_rates(env.rollout(new_state(env, config).baseline, [problems], 5, place, sampling))
