@@ -96,15 +96,8 @@ def write_problems(path: Path, problems: Sequence[Problem]) -> Path:
 
 def rollouts_of(backbone: Backbone, texts: Sequence[str], prompt: Sequence[int]) -> Rollouts:
     """Rollouts that say `texts` after one prompt, each with an end token."""
-    end = min(backbone.end_ids)
-    rows = [[*backbone.tokenizer.encode(text, add_special_tokens=False), end] for text in texts]
-    tokens_B_T = torch.full((len(rows), max(map(len, rows))), backbone.pad_id)
-    for row, ids in enumerate(rows):
-        tokens_B_T[row, : len(ids)] = torch.tensor(ids)
-    length_B = torch.tensor([len(ids) for ids in rows])
-    ended_B = torch.ones(len(rows), dtype=torch.bool)
-    prompts = tuple(tuple(prompt) for _ in rows)
-    return Rollouts(prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
+    rows = [[*backbone.tokenizer.encode(text, add_special_tokens=False), min(backbone.end_ids)] for text in texts]
+    return handmade_rollouts([prompt] * len(rows), rows)
 
 
 def skills(values: Sequence[float]) -> AdapterStack:
