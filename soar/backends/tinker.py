@@ -304,17 +304,18 @@ class TinkerBackbone(Backbone):
         A prompt's attempts are one request with one seed: they depend on it alone, as far as the service keeps seeds."""
         request.check(stack, self.context)
         slots = [None] * len(request.prompts_P_Q) if stack is None else self.slots_of(stack)
-        heat, nucleus, most = request.sampling.temperature, request.sampling.top_p, request.sampling.max_tokens
-        nucleus = nucleus if heat else 1.0
-        named = {"max_tokens": most, "temperature": heat, "top_p": nucleus, "stop": sorted(self.end_ids)}
+        temperature, max_tokens, stop = request.sampling.temperature, request.sampling.max_tokens, sorted(self.end_ids)
+        top_p = request.sampling.top_p if temperature else 1.0
+        settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
         completions: list[Completion] = []
         for first in range(0, len(slots), self.settings.clients):
             asked = []
             for p in range(len(slots))[first : first + self.settings.clients]:
                 client = self.sampler(slots[p])
                 for prompt, seed in zip(request.prompts_P_Q[p], request.seed_P_Q[p], strict=True):
-                    given = self.sdk.SamplingParams(seed=int(seeds.row_seeds(seed, 1)[0]) & ((1 << 31) - 1), **named)
-                    asked.append(client.sample(self.sdk.ModelInput.from_ints(prompt), request.attempts, given))
+                    seed_31 = int(seeds.row_seeds(seed, 1)[0]) & ((1 << 31) - 1)
+                    params = self.sdk.SamplingParams(seed=seed_31, **settings)
+                    asked.append(client.sample(self.sdk.ModelInput.from_ints(prompt), request.attempts, params))
             for answer in asked:
                 for row in self.ask("samples", answer.result).sequences:
                     logprobs = row.logprobs or [math.nan] * len(row.tokens)
