@@ -116,10 +116,9 @@ def read_gold(text: str) -> tuple[Quantity, dict[str, float]] | None:
         return None
     for part in rest.removesuffix("]").split(",") if bracket else ():
         part = " ".join(part.split()).lower()
-        number = re.fullmatch(r"(?:\+-|\u00b1)?\s?(\d{1,6}(?:\.\d{1,12})?(?:e-?\d{1,2})?)\s?(%?)", part)
         if part == "unit optional":
             options["unit_optional"] = 1
-        elif number is not None:
+        elif number := re.fullmatch(r"(?:\+-|\u00b1)?\s?(\d{1,6}(?:\.\d{1,12})?(?:e-?\d{1,2})?)\s?(%?)", part):
             options["relative" if number[2] else "absolute"] = float(number[1]) / (100 if number[2] else 1)
         else:
             return None

@@ -47,9 +47,7 @@ _TOPICS: dict[str, tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]]
 def _read(question: str) -> tuple[str, str | None]:
     """Topic and right answer of a question; `ill-posed` and None for other text."""
     for topic, (pattern, answer_of) in _TOPICS.items():
-        match = pattern.fullmatch(question)
-        answer = answer_of(match) if match else None
-        if answer is not None:
+        if (match := pattern.fullmatch(question)) and (answer := answer_of(match)) is not None:
             return topic, answer
     return ILL_POSED, None
 

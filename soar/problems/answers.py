@@ -28,6 +28,16 @@ CHOICE = re.compile(
     r"(?:\(([A-J])\)(| ?[^-+*/^_= (\\].*| \\.*)|([A-J])(?:[.):](| .*))?)"
 )
 LETTERS_LIST = re.compile(r"\(?([A-J])\)?(?:(?: ?[,;&] ?| and | |, and )\(?([A-J])\)?){1,8}|[A-J]{2,8}")
+INVISIBLE = re.compile("[\x00\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+GREEK = {chr(i): unicodedata.name(chr(i), "").replace("LAMDA", "LAMBDA").split() for i in range(0x391, 0x3CA)}
+LETTERS = {c: f"\\{w[-1].title() if 'CAPITAL' in w else w[-1].lower()} " for c, w in GREEK.items() if w}
+SHARES = {c: unicodedata.normalize("NFKC", c).split("\u2044") for c in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+FRACTIONS = {c: rf"\frac{{{over}}}{{{under}}}" for c, (over, under) in SHARES.items()}
+TABLE = str.maketrans({**LEXICON["unicode"], **LETTERS, **FRACTIONS})
+SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
+SUBSCRIPT = re.compile("[\u2080-\u209c]+")
+ROOT = re.compile("\u221a\\s*(\\d+|[a-zA-Z]|\\([^()]*\\))")
+DOLLARS = re.compile(r"^\\?\$+|\\?\$+$|^\\\(|\\\)$|^\\\[|\\\]$")
 
 
 def extract(completion: str, answer_style: str) -> str | None:
@@ -57,6 +67,7 @@ def still_thinks(text: str) -> bool:
 
 
 def _last_box(text: str) -> str | None:
+    """Content of the last box, or of the last ones with nothing but commas, `and` or `or` between them."""
     budget = 2 * len(text) + 1_000  # unclosed boxes make every one before them be read to the end
     boxes, first = list[str](), len(text)
     for match in reversed(list(BOX.finditer(text))):
@@ -83,18 +94,6 @@ def _box_content(text: str, start: int) -> tuple[str | None, int]:
         if depth == 0:
             return text[begin + 1 : brace.start()], brace.end() - start
     return None, len(text) - start
-
-
-INVISIBLE = re.compile("[\x00\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
-GREEK = {chr(i): unicodedata.name(chr(i), "").replace("LAMDA", "LAMBDA").split() for i in range(0x391, 0x3CA)}
-LETTERS = {c: f"\\{w[-1].title() if 'CAPITAL' in w else w[-1].lower()} " for c, w in GREEK.items() if w}
-SHARES = {c: unicodedata.normalize("NFKC", c).split("\u2044") for c in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
-FRACTIONS = {c: rf"\frac{{{over}}}{{{under}}}" for c, (over, under) in SHARES.items()}
-TABLE = str.maketrans({**LEXICON["unicode"], **LETTERS, **FRACTIONS})
-SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
-SUBSCRIPT = re.compile("[\u2080-\u209c]+")
-ROOT = re.compile("\u221a\\s*(\\d+|[a-zA-Z]|\\([^()]*\\))")
-DOLLARS = re.compile(r"^\\?\$+|\\?\$+$|^\\\(|\\\)$|^\\\[|\\\]$")
 
 
 def normalize(answer: str) -> str:

@@ -283,8 +283,7 @@ class Grader:
         if not isinstance(question, str) or not isinstance(answer, str):
             raise TypeError("read_problem returned a pair that is not of two texts")
         question, answer = question.strip(), answer.strip()
-        reason = judge_fields(question, answer, domain)
-        if reason:
+        if reason := judge_fields(question, answer, domain):
             return Rejection(reason, text)
         settled = self.settle(make_problem(question, answer))
         if isinstance(settled, str):

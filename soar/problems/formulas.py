@@ -337,8 +337,7 @@ class Parser:
 
 def numeral(text: str) -> Node:
     """("num", value, decimal places) of a numeral, with a period in `\\overline{3}`, `\\dot{3}` or `(3)`."""
-    match = PERIODIC.fullmatch(text)
-    if match:
+    if match := PERIODIC.fullmatch(text):
         whole, digits, period = match.groups()
         value = Fraction(int((whole or "0") + digits) + Fraction(int(period), 10 ** len(period) - 1), 10 ** len(digits))
         return ("num", value, 0)

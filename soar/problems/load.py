@@ -168,8 +168,8 @@ def _parsed(value: Any, opening: str) -> Any:
 
 
 def _build(row: Row, report: LoadReport) -> Problem:
-    media = next((name for name in COLUMNS["media"] if row.fields.get(name)), None)
-    if media is not None:
+    """The problem of a row. Raises Dropped; DataError for pictures and sounds, which change what a question asks."""
+    if media := next((name for name in COLUMNS["media"] if row.fields.get(name)), None):
         raise DataError(f"{row.where}: column {media!r}: only text problems can be used; drop the column or the row")
     names = report.columns
     asked = str(names["question"]).split(" + ")
@@ -188,6 +188,7 @@ def _build(row: Row, report: LoadReport) -> Problem:
 
 
 def _read_question(row: Row, value: Any, report: LoadReport) -> str:
+    """The question as text, without a student prompt of FORMATS around it. Raises Dropped."""
     turns = _parsed(value, "[")
     if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
         value = _last_turn(row, turns, report)

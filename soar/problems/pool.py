@@ -50,7 +50,6 @@ PROGRAM = """import json, sys
 sys.path[:], *arguments = json.loads(sys.argv[1])
 from soar.problems.pool import serve
 serve(*arguments)"""
-
 Columns = Mapping[str, Sequence[Any]] | None
 
 
@@ -143,7 +142,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
         outcomes = self._grade("check", [text[-MAX_COMPLETION_CHARS:] for text in completions], golds, columns)
         if self.compares:
             return outcomes
-        verdicts = Verdicts(o if isinstance(o, Verdict) else as_verdict(o, "", self.success_at) for o in outcomes)
+        verdicts = Verdicts(as_verdict(outcome, "", self.success_at) for outcome in outcomes)
         verdicts.scores = [score or 0.0 for score in _values(outcomes)]
         return verdicts
 

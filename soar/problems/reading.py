@@ -134,6 +134,7 @@ def read(text: str) -> Reading:
 
 
 def _words(tokens: Sequence[Token], large: bool = False) -> Words:
+    """What is compared as text: without silent words, nouns in the singular. large: a value that cannot be computed."""
     said = [t for t in tokens if t.text.casefold() not in SILENT]
     texts = [re.sub("(?<=..[^s])s$", "", t.text.casefold()) if t.kind == "word" else t.text for t in said]
     formula = not any(token.kind == "word" for token in tokens)
@@ -184,6 +185,7 @@ def _trim(tokens: list[Token]) -> list[Token]:
 
 
 def _read(tokens: list[Token]) -> Reading:
+    """One value, or the parts of a list."""
     pieces, cuts = _split(_trim(tokens), _joins)
     pieces = [piece for piece in pieces if piece]
     if not 0 < len(pieces) <= MAX_PARTS:
@@ -217,6 +219,7 @@ def _join(parts: list[Reading], joiner: str) -> Reading:
 
 
 def _read_part(tokens: list[Token]) -> Reading:
+    """One part of a list: two values for `\\pm`, an equation, an inequality, a congruence, or a value."""
     if any(map(_is("+-", "-+"), tokens)):
         two = [[Token("op", t.text[k], t.spaced) if t.is_a("+-", "-+") else t for t in tokens] for k in (0, 1)]
         return _join([_read_part(part) for part in two], ",")
@@ -288,6 +291,7 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
 
 
 def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
+    """A chain of inequalities: regions where a variable stands alone, else relations."""
     sides, parts = [_scalar(piece) for piece in pieces], list[Reading]()
     for left, kind, right in zip(sides, kinds, sides[1:], strict=False):
         if kind in ("<", "<="):
@@ -374,6 +378,7 @@ def _sum(pieces: list[list[Token]]) -> Scalar:
 
 
 def _bracket(kind: str, inner: list[Token]) -> Reading:
+    """What stands in brackets: a set, a tuple or an interval, a matrix of bracketed rows, or one number."""
     if kind == "\\{\\}":
         builder, bars = _split(inner, _is(":", "|", "mid"))
         if len(bars) == 1:
@@ -446,9 +451,9 @@ def _scalar(tokens: list[Token]) -> Scalar:
     literal = node[1] if node[0] == "neg" else node
     places = literal[2] if literal[0] == "num" and scale == 1 else 0
     node = node if scale == 1 else ("mul", node, ("num", Fraction(scale), 0))
-    made = Scalar(node, unit, percent, places, product)
-    if unit and unit.label and made.names:
+    if unit and unit.label and variables(node):
         raise Unreadable("words behind a variable")
+    made = Scalar(node, unit, percent, places, product)
     if all(value is None for value in made.values):
         raise Unreadable("undefined everywhere")
     return made

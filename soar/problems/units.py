@@ -8,18 +8,11 @@ from typing import NamedTuple
 from soar.problems.answers import LEXICON
 from soar.problems.formulas import Token, Unreadable
 
-
-def _units() -> dict[str, tuple[str, Fraction]]:
-    """Unit -> (first unit of its line, how many of it)."""
-    table: dict[str, tuple[str, Fraction]] = {}
-    for line in LEXICON["units"]:
-        names, *others = (part.split() for part in re.split("[:,]", line))
-        for *more, size in ([*names, 1], *others):
-            table |= {name.casefold(): (names[0], Fraction(size)) for name in more}
-    return table
-
-
-UNITS = _units()
+UNITS: dict[str, tuple[str, Fraction]] = {}  # unit -> (first unit of its line, how many of it)
+for line in LEXICON["units"]:
+    names, *others = (part.split() for part in re.split("[:,]", line))
+    for *more, size in ([*names, 1], *others):
+        UNITS |= {name.casefold(): (names[0], Fraction(size)) for name in more}
 COMPOUND, SCALES = LEXICON["compound"], LEXICON["scales"]
 NUMERALS, TENS = LEXICON["numerals"].split(), LEXICON["tens"].split()
 PERCENT, COUNTED, MEANING = (frozenset(LEXICON[key].split()) for key in ("percent", "counted", "meaning"))

@@ -69,6 +69,7 @@ def equal(a: Reading, b: Reading) -> bool:
 
 
 def _equal_scalars(a: Scalar, b: Scalar) -> bool:
+    """Whether two values are the same at every point, in units of one kind; a per cent sign may be left out."""
     a, b = (x.product if x.product and y.names and not y.unit else x for x, y in ((a, b), (b, a)))
     if (a.percent and b.unit) or (b.percent and a.unit):
         return False
@@ -106,6 +107,7 @@ def _is_complex(value: Any) -> bool:
 
 
 def _equal_named(a: Named, b: Named) -> bool:
+    """Functions up to the names of their arguments; else equal values of one name, or equations of two."""
     if a.arguments and b.arguments:
         if len(a.arguments) != len(b.arguments) or a.name != b.name:
             return False

@@ -37,6 +37,30 @@ ALLOW = (RETURN, 0, 0, 0x7FFF0000)
 NUMBER, ARCHITECTURE, COMMAND = 0, 4, 24  # offsets in struct seccomp_data; the second argument, little-endian
 X32_BIT = 0x40000000
 
+BACKENDS = ("bwrap", "namespaces")
+INSTALL = (
+    "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap), or allow user "
+    "namespaces: inside Docker --security-opt seccomp=unconfined --security-opt apparmor=unconfined, on Ubuntu 24.04 "
+    "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+)
+
+PROBE = """
+import os, socket
+def probe():
+    said = []
+    for action in (
+        socket.socket, os.fork, lambda: open("/etc/passwd"), lambda: os.listdir("/proc/self"),
+        lambda: open("/probe", "w"), lambda: open("probe", "w").close(),
+    ):
+        try:
+            action()
+            said.append("possible")
+        except Exception as error:
+            said.append(type(error).__name__)
+    return [*said, os.getcwd(), dict(os.environ)]
+"""
+EXPECTED = [*["PermissionError"] * 2, *["FileNotFoundError"] * 2, "OSError", "possible", "/scratch", {"dict": []}]
+
 
 class SandboxError(UserError):
     """No sandbox on this machine, or one that stopped working. Nothing was run outside of one."""
@@ -232,31 +256,6 @@ def _outcome(report: dict[str, Any], output: bytes, limits: Limits) -> Outcome:
                 case [str() as why]:
                     detail = detail or why[:200].encode("utf-8", "replace").decode()
     return Outcome(End.DONE, answers, detail, cpu_s)
-
-
-BACKENDS = ("bwrap", "namespaces")
-INSTALL = (
-    "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap), or allow user "
-    "namespaces: inside Docker --security-opt seccomp=unconfined --security-opt apparmor=unconfined, on Ubuntu 24.04 "
-    "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-)
-
-PROBE = """
-import os, socket
-def probe():
-    said = []
-    for action in (
-        socket.socket, os.fork, lambda: open("/etc/passwd"), lambda: os.listdir("/proc/self"),
-        lambda: open("/probe", "w"), lambda: open("probe", "w").close(),
-    ):
-        try:
-            action()
-            said.append("possible")
-        except Exception as error:
-            said.append(type(error).__name__)
-    return [*said, os.getcwd(), dict(os.environ)]
-"""
-EXPECTED = [*["PermissionError"] * 2, *["FileNotFoundError"] * 2, "OSError", "possible", "/scratch", {"dict": []}]
 
 
 def _trial(backend: str) -> str:
