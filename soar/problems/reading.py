@@ -374,7 +374,7 @@ def _sum(pieces: list[list[Token]]) -> Scalar:
     if len(units) < len(parts) or len({u.powers for u in units}) > 1 or not falling:
         raise Unreadable("no sum of units")
     total, *nodes = (("mul", p.node, ("num", u.factor / units[0].factor, 0)) for p, u in zip(parts, units, strict=True))
-    return Scalar(reduce(lambda a, b: ("add", a, b), nodes, total), units[0])
+    return _valued(Scalar(reduce(lambda a, b: ("add", a, b), nodes, total), units[0]))
 
 
 def _bracket(kind: str, inner: list[Token]) -> Reading:
@@ -453,7 +453,11 @@ def _scalar(tokens: list[Token]) -> Scalar:
     node = node if scale == 1 else ("mul", node, ("num", Fraction(scale), 0))
     if unit and unit.label and variables(node):
         raise Unreadable("words behind a variable")
-    made = Scalar(node, unit, percent, places, product)
+    return _valued(Scalar(node, unit, percent, places, product))
+
+
+def _valued(made: Scalar) -> Scalar:
+    """The scalar itself. Raises Unreadable where it is defined nowhere, or its values are too large."""
     if all(value is None for value in made.values):
         raise Unreadable("undefined everywhere")
     return made
