@@ -3,21 +3,26 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import run_folders
 from loop_helpers import TINY, read_jsonl, tiny_config
-from tables import cases
+from tables import cases, ends
 
 from soar.cli import main
 from soar.config import ConfigError
 from soar.files import digest
 from soar.loop.evaluate import holm
 from soar.report.alarms import step_vendi
+from soar.run.interrupts import StopRequest
 from soar.studies import study as study_room
 from soar.studies.study import (
     STUDIES,
@@ -274,10 +279,45 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert main(arguments) == 0 and "a, seed 3 | finished" in capsys.readouterr().out
     (cell,) = cells(read_study(tmp_path / "one.toml"), tmp_path / "out", [])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
-    failed = study_room.run_in_process(dataclasses.replace(cell, recipe="nowhere"), 1)
+    failed = study_room.run_in_process(StopRequest(), dataclasses.replace(cell, recipe="nowhere"), 1)
     assert failed is not None and failed.startswith("exit code 1: soar: no recipe 'nowhere': expected a TOML file")
     assert "no recipe 'nowhere'" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
     (cell.folder / "summary.json").unlink()
     assert main([*arguments, "--collect"]) == 1 and "a, seed 3 | unfinished" in capsys.readouterr().out
     assert main(["study", "nowhere"]) == 1
     assert "no study 'nowhere': expected a TOML file or one of: embedded, eps" in capsys.readouterr().err
+
+
+CELL = f"""#!{sys.executable}
+import os, pathlib, sys, time
+from soar.run.interrupts import StopRequest
+stop = StopRequest()
+with stop.on_signals(print):
+    pathlib.Path("ready").write_text(" ".join([str(os.getpid()), *sys.argv[1:]]))
+    while stop.reason is None:
+        time.sleep(0.01)
+    time.sleep(0.5)
+pathlib.Path("saved").touch()
+sys.exit(stop.exit_code)
+"""
+STUDY = "import sys; from soar.cli import main; sys.executable = './cell'; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(["SIGTERM"], 143), (["SIGTERM", "SIGTERM"], 143), (["SIGKILL"], -9)])
+def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, sent, code):
+    """A signal reaches the cell, which saves, and no other cell begins; a second one does not wait."""
+    monkeypatch.chdir(tmp_path)
+    Path("cell").write_text(CELL)
+    Path("cell").chmod(0o755)
+    os.mkfifo("ready")
+    Path("one.toml").write_text('name = "one"\nrecipe = "run"\nseeds = [0, 1]\n[variants.a]\n')
+    words = ["study", "one.toml", "--out", "out"]
+    study = subprocess.Popen([sys.executable, "-c", STUDY, *words], stderr=subprocess.PIPE, text=True)
+    process, *command = Path("ready").read_text().split()
+    assert command[:5] == ["-m", "soar.cli", "run", "run/manifest.json", "--out"]
+    for name in sent:
+        study.send_signal(getattr(signal, name))
+        study.stderr.readline()  # that it was heard, or the end
+    assert study.wait(30) == code and ends(int(process))
+    assert Path("saved").is_file() == (len(sent) == 1)
+    assert [path.name for path in Path("out/cells").iterdir()] == ["a-seed0.log"]

@@ -78,11 +78,11 @@ def screening(recipe: str | None) -> str | None:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str) -> Iterator[Progress]:
     """Says what is done where that takes longer than a few seconds."""
     with Progress() as progress:
         progress.now(what, tell=False)
-        yield
+        yield progress
 
 
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
@@ -476,8 +476,9 @@ def study(
         for cell in cells(plan, out, overrides):
             print(f"{cell.name}: {' '.join(cell.overrides)}\n{forecast(cell.config).total_line()}")
         return 0
-    with waiting(f"cells of {plan.name} in {out}"):
-        results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect)
+    stop = StopRequest()
+    with waiting(f"cells of {plan.name} in {out}") as progress, stop.on_signals(progress.insist):
+        results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect, stop=stop)
     print((out / "study.md").read_text(encoding="utf-8"))
     print(f"page: {out / 'study.html'}")
     return int(any(cell["state"] != "finished" for cell in results["cells"]))

@@ -5,10 +5,12 @@ the step in hand finish and be saved; the second ends the process at once, which
 checkpoint stays in force. A closed terminal sends SIGHUP more than once, so that one never counts as a second.
 """
 
+import ctypes
 import multiprocessing
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +43,21 @@ class StopRequest:
     reason: str | None = None
     exit_code = PAUSED
 
+    def __init__(self) -> None:
+        self._children, self._lock = list[subprocess.Popen[bytes]](), threading.RLock()
+
+    def check(self) -> None:
+        """Raises Stopped when asked to stop."""
+        if self.reason is not None:
+            raise Stopped(self.reason, "Continue with --resume", self.exit_code)
+
+    def start(self, command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        """A process that hears the signals that this one hears from here on. Raises Stopped when asked to stop already."""
+        with self._lock:
+            self.check()  # a group of its own, which a terminal and `timeout` do not signal as well
+            self._children.append(subprocess.Popen(command, process_group=0, preexec_fn=_end_with_parent, **how))
+            return self._children[-1]
+
     def request(self, reason: str, exit_code: int = PAUSED) -> None:
         """Ask the run to stop at its next safe point."""
         self.reason, self.exit_code = reason, exit_code
@@ -63,9 +80,13 @@ class StopRequest:
                             os.dup2(nowhere.fileno(), fd)
                 if self.reason is not None:
                     return
-            elif self.reason is not None:
+            with self._lock:
+                again = self.reason is not None
+                self.request(f"stopped by {name}", 128 + number)
+                for child in self._children:
+                    child.send_signal(number)
+            if again:
                 end_now(128 + number)
-            self.request(f"stopped by {name}", 128 + number)
             with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
                 say(f"{name}: the step in hand is finished and saved first; once more stops at once")
 
@@ -77,6 +98,13 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """In a new process: SIGHUP (one for each thread) when its parent is gone, however that ended. On Linux only."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+    with suppress(AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
 
 
 def end_now(exit_code: int) -> None:

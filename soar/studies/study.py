@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -41,6 +42,7 @@ from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_se
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, mean, numbers, read_run
 from soar.report.text import DASH, MINUS, arm_name, bounds, duration, fill, percent, percent_digits, share_within, whole
+from soar.run.interrupts import StopRequest
 from soar.types import UserError
 
 STUDIES = RECIPES / "studies"
@@ -182,7 +184,7 @@ def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tupl
     return [(a, b) for a, b in dict.fromkeys(pairs) if a in results and b in results]
 
 
-def run_in_process(cell: Cell, threads: int) -> str | None:
+def run_in_process(stop: StopRequest, cell: Cell, threads: int) -> str | None:
     """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder."""
     command = [sys.executable, "-m", "soar.cli", "run", cell.recipe, "--out", str(cell.folder), "--quiet"]
     for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
@@ -192,7 +194,7 @@ def run_in_process(cell: Cell, threads: int) -> str | None:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(f"{cell.name}.log")
     with open(log, "ab") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+        code = stop.start(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).wait()
     if code == 0:
         return None
     last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
@@ -207,12 +209,14 @@ def run_study(
     jobs: int = 1,
     run: bool = True,
     say: Callable[[str], None] = print,
-    run_cell: RunCell = run_in_process,
+    run_cell: RunCell | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Run what is left of a study in the folder `out`, `jobs` cells at a time; returns the content of study.json.
 
-    extra: `--set` overrides of every cell. run: False only collects what the cells hold now. Raises StudyError for a folder
-    that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything runs.
+    extra: `--set` overrides of every cell. run: False only collects what the cells hold now. run_cell: by default
+    `run_in_process`. Raises StudyError for a folder that holds another study or, without `resume`, any; ConfigError for a
+    cell that is not valid, before anything runs; Stopped when `stop` says so, once the cells at work have ended.
     """
     every = cells(study, out, extra)
     if out.exists() and not out.is_dir():
@@ -220,10 +224,12 @@ def run_study(
     out.mkdir(parents=True, exist_ok=True)
     recipe = {"extra": list(extra), "recipe_sha256": sha256_of(find_recipe(study.recipe))}
     _claim(study.model_dump(mode="json") | recipe, out, resume)
-    failures: dict[str, str] = {}
+    failures, stop = dict[str, str](), stop or StopRequest()
+    run_cell = run_cell or partial(run_in_process, stop)
     for follows in (False, True) if run else ():
         left = [cell for cell in every if not (cell.folder / "summary.json").is_file()]
-        failures |= _run_group([cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell)
+        failures |= _run_group([cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell, stop)
+        stop.check()
     results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
     write_json(out / "study.json", results)
     write_atomic(out / "study.md", markdown(results).encode("utf-8", "replace"))
@@ -251,11 +257,14 @@ def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
     write_json(path, wanted)
 
 
-def _run_group(group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell) -> dict[str, str]:
+def _run_group(
+    group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell, stop: StopRequest
+) -> dict[str, str]:
     """Run the cells, `jobs` at a time; returns why cells failed."""
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
 
     def job(cell: Cell) -> str | None:
+        stop.check()
         say(f"{cell.name}: begins")
         why = run_cell(cell, 0 if cell.config.threads else threads)
         say(f"{cell.name}: {why or 'finished'}")
