@@ -16,6 +16,7 @@ import pytest
 import run_folders
 from loop_helpers import TINY, read_jsonl, tiny_config
 from tables import cases, ends
+from test_inputs import prepare
 
 from soar.cli import main
 from soar.config import ConfigError
@@ -279,7 +280,7 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert main(arguments) == 0 and "a, seed 3 | finished" in capsys.readouterr().out
     (cell,) = cells(read_study(tmp_path / "one.toml"), tmp_path / "out", [])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
-    failed = study_room.run_in_process(StopRequest(), dataclasses.replace(cell, recipe="nowhere"), 1)
+    failed = study_room.run_in_process(StopRequest(), False, dataclasses.replace(cell, recipe="nowhere"), 1)
     assert failed is not None and failed.startswith("exit code 1: soar: no recipe 'nowhere': expected a TOML file")
     assert "no recipe 'nowhere'" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
     (cell.folder / "summary.json").unlink()
@@ -304,17 +305,20 @@ STUDY = "import sys; from soar.cli import main; sys.executable = './cell'; sys.e
 
 
 @pytest.mark.parametrize(("sent", "code"), [(["SIGTERM"], 143), (["SIGTERM", "SIGTERM"], 143), (["SIGKILL"], -9)])
-def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, sent, code):
-    """A signal reaches the cell, which saves, and no other cell begins; a second one does not wait."""
+def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, capsys, sent, code):
+    """A signal reaches the cell, which saves, and no other cell begins; a second one does not wait. Trust is passed on."""
     monkeypatch.chdir(tmp_path)
     Path("cell").write_text(CELL)
     Path("cell").chmod(0o755)
     os.mkfifo("ready")
     Path("one.toml").write_text('name = "one"\nrecipe = "run"\nseeds = [0, 1]\n[variants.a]\n')
-    words = ["study", "one.toml", "--out", "out"]
+    prepare("set", "problems.verifier", "evil.py:grade")
+    words = ["--trust-run", "study", "one.toml", "--out", "out"]
+    assert main(words[1:]) == 1
+    assert "run: its config names code or a server" in capsys.readouterr().err
     study = subprocess.Popen([sys.executable, "-c", STUDY, *words], stderr=subprocess.PIPE, text=True)
     process, *command = Path("ready").read_text().split()
-    assert command[:5] == ["-m", "soar.cli", "run", "run/manifest.json", "--out"]
+    assert command[:5] == ["-m", "soar.cli", "--trust-run", "run", "run/manifest.json"]
     for name in sent:
         study.send_signal(getattr(signal, name))
         study.stderr.readline()  # that it was heard, or the end

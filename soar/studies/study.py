@@ -36,7 +36,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from soar import seeds
-from soar.config import RECIPES, Config, ConfigError, Section, difference, find_recipe, load
+from soar.config import RECIPES, TRUSTED, Config, ConfigError, Section, difference, find_recipe, load
 from soar.files import Row, asset, digest, read_object, sha256_of, write_atomic, write_json
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report.page import column, render, step_rows
@@ -184,9 +184,10 @@ def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tupl
     return [(a, b) for a, b in dict.fromkeys(pairs) if a in results and b in results]
 
 
-def run_in_process(stop: StopRequest, cell: Cell, threads: int) -> str | None:
+def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -> str | None:
     """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder."""
-    command = [sys.executable, "-m", "soar.cli", "run", cell.recipe, "--out", str(cell.folder), "--quiet"]
+    command = [sys.executable, "-m", "soar.cli", *["--trust-run"][:trusted], "run", cell.recipe]
+    command += ["--out", str(cell.folder), "--quiet"]
     for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
         command += ["--set", override]
     if (cell.folder / "manifest.json").is_file():
@@ -225,7 +226,7 @@ def run_study(
     recipe = {"extra": list(extra), "recipe_sha256": sha256_of(find_recipe(study.recipe))}
     _claim(study.model_dump(mode="json") | recipe, out, resume)
     failures, stop = dict[str, str](), stop or StopRequest()
-    run_cell = run_cell or partial(run_in_process, stop)
+    run_cell = run_cell or partial(run_in_process, stop, TRUSTED.get())
     for follows in (False, True) if run else ():
         left = [cell for cell in every if not (cell.folder / "summary.json").is_file()]
         failures |= _run_group([cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell, stop)
