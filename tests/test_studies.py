@@ -297,18 +297,20 @@ with stop.on_signals(print):
     pathlib.Path("ready").write_text(" ".join([str(os.getpid()), *sys.argv[1:]]))
     while stop.reason is None:
         time.sleep(0.01)
-    time.sleep(0.5)
+    time.sleep(SECONDS)
 pathlib.Path("saved").touch()
 sys.exit(stop.exit_code)
 """
 STUDY = "import sys; from soar.cli import main; sys.executable = './cell'; sys.exit(main(sys.argv[1:]))"
 
 
-@pytest.mark.parametrize(("sent", "code"), [(["SIGTERM"], 143), (["SIGTERM", "SIGTERM"], 143), (["SIGKILL"], -9)])
-def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, capsys, sent, code):
+@pytest.mark.parametrize(
+    ("sent", "seconds", "code"), [(["SIGTERM"], 1, 143), (["SIGTERM", "SIGTERM"], 99, 143), (["SIGKILL"], 1, -9)]
+)
+def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, capsys, sent, seconds, code):
     """A signal reaches the cell, which saves, and no other cell begins; a second one does not wait. Trust is passed on."""
     monkeypatch.chdir(tmp_path)
-    Path("cell").write_text(CELL)
+    Path("cell").write_text(CELL.replace("SECONDS", str(seconds)))
     Path("cell").chmod(0o755)
     os.mkfifo("ready")
     Path("one.toml").write_text('name = "one"\nrecipe = "run"\nseeds = [0, 1]\n[variants.a]\n')

@@ -229,7 +229,9 @@ def run_study(
     run_cell = run_cell or partial(run_in_process, stop, TRUSTED.get())
     for follows in (False, True) if run else ():
         left = [cell for cell in every if not (cell.folder / "summary.json").is_file()]
-        failures |= _run_group([cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell, stop)
+        failures |= _run_group(
+            [cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell, stop
+        )
         stop.check()
     results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
     write_json(out / "study.json", results)
