@@ -180,7 +180,7 @@ def test_eval_repeats_the_runs_own_evaluation(tiny_run, tmp_path, capsys):
 
 
 def test_init_writes_a_commented_recipe_once(tmp_path, capsys):
-    model, file = 'quoted " and \\ # back \\1 \u00e9', tmp_path / "mine.toml"
+    model, file = 'quoted " and \\ # back \\1 \u00e9 \x7f\x01\n\\', tmp_path / "mine.toml"
     words = ["init", str(file), "--model", model, "--problems", "my hard.jsonl", "--verifier", "number"]
     assert main(words) == 0
     assert capsys.readouterr().out == f"{file}\nnext: soar check {file}\n"
@@ -190,6 +190,12 @@ def test_init_writes_a_commented_recipe_once(tmp_path, capsys):
     assert 'source = "my hard.jsonl"  # file, hub id, world:NAME, reasoning_gym:NAME or verifiers:NAME' in lines
     assert sum("  # " in line for line in lines) >= 20
     assert main(words) == 1 and "mine.toml exists; name another file" in capsys.readouterr().err
+    for file, model, why in (
+        ("a\x7fb.toml", "m", "name = 'a\\x7fb' is the name"),
+        ("b.toml", "\udcff", "path = '\\udcff' is not UTF-8"),
+    ):
+        assert main(["init", str(tmp_path / file), "--model", model, "--problems", "p.jsonl"]) == 1
+        assert why in capsys.readouterr().err and not (tmp_path / file).exists()
 
 
 def test_a_key_that_is_not_given_has_the_default_of_its_place():
