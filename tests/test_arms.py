@@ -36,7 +36,7 @@ from soar.problems.load import DataError
 from soar.report.alarms import alarm
 from soar.run import pipeline, screen
 from soar.run.interrupts import Stopped
-from soar.types import Problem, Screening
+from soar.types import Problem, Screening, UserError
 
 
 def questions(arm: str, env: RolloutEnv, config: Config, said: list[str] | None = None, **given: Any) -> list[Problem]:
@@ -262,8 +262,14 @@ def test_sources_that_are_not_there_are_named(env, tmp_path):
     with pytest.raises(ConfigError, match=r"arms\.teacher_from = .* holds an adapter"):
         arms.read_teacher(env.backbone, tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="no adapter that can be loaded"):
-        arms.read_teacher(env.backbone, tmp_path)
+    damaged = r"arms\.teacher_from = .*: no adapter that can be loaded .*; give a finished run folder"
+    for text, why in (
+        (f'arms.teacher_from="{tmp_path}"', damaged),
+        ('arms.real="no"\narms.run=["real"]', "arms.real = 'no'"),
+    ):
+        with pytest.raises(UserError, match=why):
+            run_tiny(tmp_path / "run", *text.split("\n"))
+        assert not (tmp_path / "run" / "manifest.json").exists(), "before anything is begun"
     with pytest.raises(ConfigError, match=r"screen\.from_run = .*screen\.jsonl is missing; give a run folder"):
         run_tiny(tmp_path / "run", f'screen.from_run="{tmp_path}"')
 

@@ -25,7 +25,7 @@ from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
 from soar.loop.write import read_pairs, teacher_prompt, write_questions
 from soar.problems.domain import domain_of
-from soar.problems.load import Dropped, find_leaks, load_problems
+from soar.problems.load import DataError, Dropped, find_leaks, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 PROMPTS = asset("arm_prompts")
@@ -82,7 +82,10 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
     source, count = config.arms.real, config.arms.questions
     kind, _, world = config.problems.source.partition("world:")
     if source:
-        problems, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
+        try:
+            problems, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
+        except DataError as error:
+            raise DataError(str(error).replace("problems.source", "arms.real")) from error
         for line in report.lines():
             material.say(line)
         problems, _ = usable(env, config, arranged(domain_of(config.problems), problems, report), material.say)
@@ -242,12 +245,13 @@ def read_pq(place: Path) -> list[Row]:
 def read_teacher(backbone: Backbone, place: Path) -> AdapterStack:
     """The teacher in a run folder or in an adapter folder. Raises ConfigError."""
     folders = [folder for folder in (place, place / "teacher") if (folder / "adapter_config.json").is_file()]
-    if not folders:
-        raise ConfigError(
-            f"arms.teacher_from = {str(place)!r}: neither it nor its folder teacher/ holds an adapter "
-            "(adapter_config.json); give a finished run folder or an adapter folder"
-        )
-    return load_adapter(backbone, folders[0])
+    try:
+        if not folders:
+            raise ConfigError("neither it nor its folder teacher/ holds an adapter (adapter_config.json)")
+        return load_adapter(backbone, folders[0])
+    except ConfigError as error:
+        advice = "give a finished run folder or an adapter folder"
+        raise ConfigError(f"arms.teacher_from = {str(place)!r}: {error}; {advice}") from error
 
 
 def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:

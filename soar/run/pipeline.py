@@ -72,6 +72,12 @@ class Run:
         checkpoint = self.folder.load()
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         self.folder.tell(self.progress.insist)
+        if checkpoint is None:  # what is wrong with files of others is told before the work, not after it
+            self._sources()
+            if "real" in self.config.arms.run:
+                arms.real_problems(
+                    self.env, self.config, arms.Material([], self.state.loop.teacher, [], lambda line: None)
+                )
         self._find_hard(first=checkpoint is None)
         self.folder.tell(self.progress.insist)
         self._count_seconds("screen")
@@ -324,15 +330,21 @@ class Run:
         ]
         self.folder.append("metrics.jsonl", curves)
 
+    def _sources(self) -> tuple[list[Row], AdapterStack | None]:
+        """Promotion questions and teacher that the config names, none where it names none. Raises ConfigError."""
+        config = self.config.arms
+        rows = arms.read_pq(Path(config.pq_from)) if config.pq_from else []
+        teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from)) if config.teacher_from else None
+        return rows, teacher
+
     def _material(self) -> arms.Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
-        config, rows, teacher = self.config.arms, self.state.loop.pq, self.state.loop.teacher
-        if config.pq_from:
-            rows = arms.read_pq(Path(config.pq_from))
+        rows, teacher = self._sources()
+        if rows:
             self.folder.note_hashes(pq_from=digest([[row["question"], row["answer"]] for row in rows]))
-        if config.teacher_from:
-            teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from))
+        if teacher is not None:
             self.folder.note_hashes(teacher_from=teacher.digest())
+        rows, teacher = rows or self.state.loop.pq, teacher or self.state.loop.teacher
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
         return arms.Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
 
