@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 
-from soar.config import load
+from soar.config import Config, load
 from soar.domains.world import get_world
 from soar.engine.rollouts import Request
 from soar.loop.evaluate import count_correct
@@ -26,9 +26,8 @@ from soar.types import Problem
 SAMPLES = 16
 
 
-def teacher_questions(env: RolloutEnv, count: int) -> list[Problem]:
+def teacher_questions(env: RolloutEnv, config: Config, count: int) -> list[Problem]:
     """Accepted pairs of the untrained teacher."""
-    config = load("tiny")
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, "")
     rollouts = env.sampler.sample(None, Request([[prompt]], count, [[7]], config.teacher.sampling))
     truncated = [not ended for ended in rollouts.ended_B.tolist()]
@@ -47,7 +46,7 @@ def main() -> None:
     config, world = load("tiny", arguments.overrides), get_world("tiny")
     hard = world.hard_problems(64, 3)
     with open_env(config) as env:
-        pool = teacher_questions(env, 1500)
+        pool = teacher_questions(env, config, 1500)
         useful = [p for p in pool if world.difficulty(p.question)]
         other = [p for p in pool if not world.difficulty(p.question)]
         right = sum(world.solve(p.question) == p.answer for p in useful) / len(useful)
