@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 from loop_helpers import TINY, events, outcome, run_tiny, sets
-from tables import ends
 
 from soar.cli import main
 from soar.config import LimitsConfig
@@ -88,31 +86,6 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(tmp_path,
     assert main(["run", "--out", str(out), "--resume", "--quiet"]) == 0
     assert outcome(out) == outcome(tiny_run)
     assert not (out / "paused.json").exists()
-
-
-def test_the_second_signal_ends_the_process_and_its_workers_at_once(tmp_path):
-    script = """
-import multiprocessing, os, signal, sys, time
-from soar.run.interrupts import StopRequest
-
-if __name__ == "__main__":
-    stop = StopRequest()
-    with stop.on_signals(lambda line: print(line, flush=True)):
-        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
-        child.start()
-        os.kill(os.getpid(), signal.SIGTERM)
-        print(stop.reason, stop.exit_code, child.pid, flush=True)
-        os.kill(os.getpid(), signal.SIGINT)
-        print("never reached", flush=True)
-"""
-    (tmp_path / "script.py").write_text(script)
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130
-    said, state = done.stdout.splitlines()
-    assert said.startswith("SIGTERM: the step in hand")
-    assert re.fullmatch(r"stopped by SIGTERM 143 (\d+)", state)
-    child = int(state.split()[-1])
-    assert ends(child)
 
 
 def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, tiny_run):

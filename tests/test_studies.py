@@ -23,6 +23,7 @@ from soar.config import ConfigError
 from soar.files import digest
 from soar.loop.evaluate import holm
 from soar.report.alarms import step_vendi
+from soar.report.text import fill
 from soar.run.interrupts import StopRequest
 from soar.studies import study as study_room
 from soar.studies.study import (
@@ -33,7 +34,6 @@ from soar.studies.study import (
     cells,
     collect,
     comparisons,
-    markdown,
     read_study,
     run_study,
     tables,
@@ -55,7 +55,7 @@ set = ["teacher.reward=learnability"]
 def toy(tmp_path: Path, text: str = TOY) -> Study:
     path = tmp_path / "toy.toml"
     path.write_text(text, encoding="utf-8")
-    return read_study(path)
+    return read_study(str(path))
 
 
 class Copies:
@@ -138,7 +138,7 @@ def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
     assert hard["pass_at"]["1"]["interval_95"] == pytest.approx([0, 1 - 0.025 ** (1 / 6)]), "no [0, 0] for 0 of 6"
     (entry,) = [row["pass_at"]["1"] for row in results["comparisons"]]
     assert entry["difference"] == 0.375
-    text = markdown(results)
+    text = fill("study.md", results=results, tables=tables(results))
     shown = (
         "| PQ | 2 | 37.5 % [",
         "No primary comparison was named",
@@ -260,7 +260,7 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda p: p.stem)
 def test_built_in_studies_are_valid(path):
-    study = read_study(study_room.find_study(f"studies/{path.stem}"))
+    study = read_study(f"studies/{path.stem}")
     assert study.name == path.stem
     every = cells(study, Path("out"), [])
     assert len(every) == len(study.variants) * len(study.seeds)
@@ -278,7 +278,7 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert main([*arguments, "--dry-run"]) == 0
     assert re.search(r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled", capsys.readouterr().out)
     assert main(arguments) == 0 and "a, seed 3 | finished" in capsys.readouterr().out
-    (cell,) = cells(read_study(tmp_path / "one.toml"), tmp_path / "out", [])
+    (cell,) = cells(read_study(str(tmp_path / "one.toml")), tmp_path / "out", [])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
     failed = study_room.run_in_process(StopRequest(), False, dataclasses.replace(cell, recipe="nowhere"), 1)
     assert failed is not None and failed.startswith("exit code 1: soar: no recipe 'nowhere': expected a TOML file")
@@ -289,18 +289,7 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert "no study 'nowhere': expected a TOML file or one of: embedded, eps" in capsys.readouterr().err
 
 
-CELL = f"""#!{sys.executable}
-import os, pathlib, sys, time
-from soar.run.interrupts import StopRequest
-stop = StopRequest()
-with stop.on_signals(print):
-    pathlib.Path("ready").write_text(" ".join([str(os.getpid()), *sys.argv[1:]]))
-    while stop.reason is None:
-        time.sleep(0.01)
-    time.sleep(SECONDS)
-pathlib.Path("saved").touch()
-sys.exit(stop.exit_code)
-"""
+CELL = (Path(__file__).parent / "cases" / "cell.txt").read_text(encoding="utf-8").replace("PYTHON", sys.executable)
 STUDY = "import sys; from soar.cli import main; sys.executable = './cell'; sys.exit(main(sys.argv[1:]))"
 
 
@@ -308,7 +297,8 @@ STUDY = "import sys; from soar.cli import main; sys.executable = './cell'; sys.e
     ("sent", "seconds", "code"), [(["SIGTERM"], 1, 143), (["SIGTERM", "SIGTERM"], 99, 143), (["SIGKILL"], 1, -9)]
 )
 def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, capsys, sent, seconds, code):
-    """A signal reaches the cell, which saves, and no other cell begins; a second one does not wait. Trust is passed on."""
+    """A signal reaches the cell, which saves, and no other cell begins; a second one ends it and its workers at once. The
+    cell is a program that waits for a signal. Trust is passed on."""
     monkeypatch.chdir(tmp_path)
     Path("cell").write_text(CELL.replace("SECONDS", str(seconds)))
     Path("cell").chmod(0o755)
@@ -319,11 +309,11 @@ def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, capsys, se
     assert main(words[1:]) == 1
     assert "run: its config names code or a server" in capsys.readouterr().err
     study = subprocess.Popen([sys.executable, "-c", STUDY, *words], stderr=subprocess.PIPE, text=True)
-    process, *command = Path("ready").read_text().split()
-    assert command[:5] == ["-m", "soar.cli", "--trust-run", "run", "run/manifest.json"]
+    *processes, command = Path("ready").read_text().split(maxsplit=2)
+    assert command.startswith("-m soar.cli --trust-run run run/manifest.json --out")
     for name in sent:
         study.send_signal(getattr(signal, name))
         study.stderr.readline()  # that it was heard, or the end
-    assert study.wait(30) == code and ends(int(process))
+    assert study.wait(30) == code and all(map(ends, map(int, processes)))
     assert Path("saved").is_file() == (len(sent) == 1)
     assert [path.name for path in Path("out/cells").iterdir()] == ["a-seed0.log"]

@@ -32,7 +32,7 @@ from soar.report.watch import follow, web_server
 from soar.run import folder as folders
 from soar.run.interrupts import StopRequest, resume_command
 from soar.run.progress import Progress
-from soar.studies.study import cells, find_study, read_study, run_study
+from soar.studies.study import cells, read_study, run_study
 from soar.types import Verdict
 
 _RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny, of soar run: demo)."
@@ -232,7 +232,7 @@ def init(
         raise ConfigError(f"{file} exists; name another file, or move it away")
     config_of("small-1gpu", model, problems, overriding(None, None, name=file.stem, problems__verifier=verifier))
     text = find_recipe("small-1gpu").read_text(encoding="utf-8")
-    for key, value in (("name", file.stem), ("path", model), ("source", problems), ("verifier", verifier)):
+    for key, value in (("name", file.stem), ("path", model), ("source", problems), ("verifier", verifier or "math")):
         if value.encode("utf-8", "replace").decode() != value:
             raise ConfigError(
                 f"{key} = {value!r} is not UTF-8, which is all that a recipe can hold; give it another name"
@@ -475,7 +475,7 @@ def study(
       soar study finding1 --out studies/finding1 --jobs 2       --resume continues it
       soar study null --seeds 0 --seeds 1 --set model.path=my-model --set problems.source=hard.jsonl --out studies/null
     """
-    plan = read_study(find_study(name), seeds)
+    plan = read_study(name, seeds)
     out, overrides = out or Path("studies") / plan.name, sets or []
     if dry_run:
         for cell in cells(plan, out, overrides):

@@ -39,7 +39,7 @@ from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
 from soar.run.setup import labelled, open_env, save_adapter
 from soar.run.sinks import Loggers, check_installed
-from soar.types import Problem, UserError
+from soar.types import Problem, Screening, UserError
 
 
 class NothingToDo(UserError):
@@ -66,6 +66,8 @@ class Run:
         self._began = self._counted = time.monotonic()
         self.state = RunState("loop", new_state(self.env, self.config))
         self.meter = TokenMeter(self.env.sampler)  # takes its place after the screening
+        self.hard_train, self.hard_test = list[Problem](), list[Problem]()
+        self.screened: list[tuple[Problem, Screening]] = []
 
     def execute(self) -> Row:
         """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
@@ -73,11 +75,9 @@ class Run:
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         self.folder.tell(self.progress.insist)
         if checkpoint is None:  # what is wrong with files of others is told before the work, not after it
-            self._sources()
+            material = self._material()
             if "real" in self.config.arms.run:
-                arms.real_problems(
-                    self.env, self.config, arms.Material([], self.state.loop.teacher, [], lambda line: None)
-                )
+                arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))
         self._find_hard(first=checkpoint is None)
         self.folder.tell(self.progress.insist)
         self._count_seconds("screen")
@@ -330,21 +330,15 @@ class Run:
         ]
         self.folder.append("metrics.jsonl", curves)
 
-    def _sources(self) -> tuple[list[Row], AdapterStack | None]:
-        """Promotion questions and teacher that the config names, none where it names none. Raises ConfigError."""
-        config = self.config.arms
-        rows = arms.read_pq(Path(config.pq_from)) if config.pq_from else []
-        teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from)) if config.teacher_from else None
-        return rows, teacher
-
     def _material(self) -> arms.Material:
         """What the arms can train on: this run's promotion questions and teacher, or those that the config names."""
-        rows, teacher = self._sources()
-        if rows:
+        config, rows, teacher = self.config.arms, self.state.loop.pq, self.state.loop.teacher
+        if config.pq_from:
+            rows = arms.read_pq(Path(config.pq_from))
             self.folder.note_hashes(pq_from=digest([[row["question"], row["answer"]] for row in rows]))
-        if teacher is not None:
+        if config.teacher_from:
+            teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
-        rows, teacher = rows or self.state.loop.pq, teacher or self.state.loop.teacher
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
         return arms.Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
 

@@ -115,18 +115,13 @@ RunCell = Callable[[Cell, int], str | None]
 """(cell, threads; 0: its own choice) -> None when it finished, else why not."""
 
 
-def find_study(name: str) -> Path:
-    """Path of a study given as a file or a built-in name. Raises ConfigError with the built-in names."""
-    for path in (Path(name), STUDIES / f"{name.removeprefix('studies/')}.toml"):
-        if path.is_file():
-            return path
-    built_in = ", ".join(sorted(p.stem for p in STUDIES.glob("*.toml")))
-    raise ConfigError(f"no study {name!r}: expected a TOML file or one of: {built_in}")
-
-
-def read_study(path: Path, seeds: Sequence[int] | None = None) -> Study:
-    """The study in a TOML file, with other seeds where some are given. Raises ConfigError naming file, key, what was found
-    and what is expected."""
+def read_study(name: str, seeds: Sequence[int] | None = None) -> Study:
+    """A built-in study or that of a TOML file, with other seeds where some are given. Raises ConfigError naming file, key,
+    what was found and what is expected."""
+    places = (Path(name), STUDIES / f"{name.removeprefix('studies/')}.toml")
+    if (path := next(filter(Path.is_file, places), None)) is None:
+        built_in = ", ".join(sorted(p.stem for p in STUDIES.glob("*.toml")))
+        raise ConfigError(f"no study {name!r}: expected a TOML file or one of: {built_in}")
     try:
         given = {"seeds": seeds} if seeds else {}
         study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | given)
@@ -227,16 +222,31 @@ def run_study(
     _claim(study.model_dump(mode="json") | recipe, out, resume)
     failures, stop = dict[str, str](), stop or StopRequest()
     run_cell = run_cell or partial(run_in_process, stop, TRUSTED.get())
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
+
+    def job(cell: Cell) -> str | None:
+        stop.check()
+        say(f"{cell.name}: begins")
+        why = run_cell(cell, 0 if cell.config.threads else threads)
+        say(f"{cell.name}: {why or 'finished'}")
+        return why
+
     for follows in (False, True) if run else ():
-        left = [cell for cell in every if not (cell.folder / "summary.json").is_file()]
-        failures |= _run_group(
-            [cell for cell in left if (cell.shares is not None) == follows], jobs, say, run_cell, stop
-        )
+        left = [c for c in every if (c.shares is not None) == follows and not (c.folder / "summary.json").is_file()]
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            reasons = zip(left, pool.map(job, left), strict=True)
+            failures |= {cell.name: why for cell, why in reasons if why is not None}
+        finally:
+            pool.shutdown(cancel_futures=True)
         stop.check()
     results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
     write_json(out / "study.json", results)
-    write_atomic(out / "study.md", markdown(results).encode("utf-8", "replace"))
-    write_atomic(out / "study.html", page(results).encode("utf-8", "replace"))
+    shown = {"results": results, "tables": tables(results)}
+    write_atomic(out / "study.md", fill("study.md", **shown).encode("utf-8", "replace"))
+    unfinished = sum(cell["state"] != "finished" for cell in results["cells"])
+    page = render("study.html", {**shown, "unfinished": unfinished})  # which escapes every text in it
+    write_atomic(out / "study.html", page.encode("utf-8", "replace"))
     return results
 
 
@@ -258,27 +268,6 @@ def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
     elif any(out.iterdir()):
         raise StudyError(f"{out} is not empty and holds no study; give another --out")
     write_json(path, wanted)
-
-
-def _run_group(
-    group: Sequence[Cell], jobs: int, say: Callable[[str], None], run_cell: RunCell, stop: StopRequest
-) -> dict[str, str]:
-    """Run the cells, `jobs` at a time; returns why cells failed."""
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
-
-    def job(cell: Cell) -> str | None:
-        stop.check()
-        say(f"{cell.name}: begins")
-        why = run_cell(cell, 0 if cell.config.threads else threads)
-        say(f"{cell.name}: {why or 'finished'}")
-        return why
-
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        reasons = zip(group, pool.map(job, group), strict=True)
-        return {cell.name: why for cell, why in reasons if why is not None}
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -413,20 +402,14 @@ def tables(results: Row) -> list[Row]:
         "loops": [_loop_row(row) for row in results["loops"] if row["cells"]],
         "cells": [_cell_row(cell) for cell in results["cells"]],
     }
-    values = {"primary": primary_line(results), "climb": percent(CLIMB, 0), "steps": TEACHER_STEPS}
-    every = []
+    values, every = {"primary": WORDS["no_primary"], "climb": percent(CLIMB, 0), "steps": TEACHER_STEPS}, []
+    if results["primary"]:  # named before the study ran, by the digest of the definition that names it
+        a, b, k = (*(label(results, name) for name in results["primary"][:2]), results["primary"][2])
+        values["primary"] = WORDS["primary"].format(a=a, b=b, k=k, digest=results["definition_sha256"][:12])
     for key, words in WORDS["tables"].items():
         parts = ([f"pass@{k}" for k in ks] if word == "pass@k" else [word] for word in words["header"])
         every.append({**words, "note": words["note"].format(**values), "header": [*chain(*parts)], "rows": rows[key]})
     return [table for table in every if table["rows"]]
-
-
-def primary_line(results: Row) -> str:
-    """Which comparison was named before the study ran, and the digest of the definition that names it."""
-    if not results["primary"]:
-        return str(WORDS["no_primary"])
-    (a, b), k = (label(results, name) for name in results["primary"][:2]), results["primary"][2]
-    return str(WORDS["primary"].format(a=a, b=b, k=k, digest=results["definition_sha256"][:12]))
 
 
 def label(results: Row, result: str) -> str:
@@ -473,14 +456,3 @@ def _cell_row(cell: Row) -> list[str]:
     state = f"{cell['state']}: {cell['reason']}" if cell["reason"] else cell["state"]
     name = f"{cell['variant']}, seed {cell['seed']}"
     return [name, state, whole(cell["promotions"]), duration(cell["wall_seconds"])]
-
-
-def markdown(results: Row) -> str:
-    """The tables as Markdown."""
-    return fill("study.md", results=results, tables=tables(results))
-
-
-def page(results: Row) -> str:
-    """The HTML page. Every text in it is escaped, and characters that hide or reorder text are made visible."""
-    unfinished = sum(cell["state"] != "finished" for cell in results["cells"])
-    return render("study.html", {"results": results, "tables": tables(results), "unfinished": unfinished})
