@@ -17,15 +17,19 @@ from soar.engine.rollouts import Rollouts
 
 @runtime_checkable
 class Backend(Protocol):
-    """A backbone whose weights are elsewhere.
+    """A backbone whose weights are elsewhere."""
 
-    begin, score: as the functions below. step: as `update`, `tokens` is the most that a completion may have. local: the
-    stack with its weights here, one slice, to be written into a file."""
+    def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Any:
+        """As `begin` below."""
 
-    def begin(self, stack: AdapterStack, config: OptimizerConfig) -> Any: ...
-    def step(self, stack: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> Any: ...
-    def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor: ...
-    def local(self, stack: AdapterStack) -> AdapterStack: ...
+    def step(self, stack: Any, rollouts: Rollouts, advantage_B: Tensor, lr: float, tokens: int) -> native.UpdateStats:
+        """As `update` below, of what `begin` gave. tokens: the most that a completion may have."""
+
+    def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor:
+        """As `score` below, at temperature 1."""
+
+    def local(self, stack: AdapterStack) -> AdapterStack:
+        """The stack, of one slice, with its weights here, to be written into a file."""
 
 
 def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> Any:

@@ -80,10 +80,12 @@ class LiveStack(AdapterStack):
 
     @property
     def tensors(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Paths [P, PATH_BYTES] of checkpoints of the policies as they are now."""
         return stack_of([self.backend.settled(slot) for slot in self.slots]).tensors
 
     @property
     def policies(self) -> int:
+        """P, without a look at `tensors`, which saves."""
         return len(self.slots)
 
     def state(self) -> dict[str, Tensor]:

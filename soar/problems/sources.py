@@ -223,12 +223,14 @@ class Environment:
         self.data_type = task.data_type()
         self.gold = next((key for key in GOLD if key in self.data_type.model_fields), "")
         fields = [key for key, field in self.data_type.model_fields.items() if field.is_required() and key != self.gold]
-        changed = {key: getattr_static(task, key) is not getattr_static(vf.Task, key) for key in ("setup", "finalize")}
-        tools = getattr_static(self.taskset.__class__, "toolsets") is not getattr_static(vf.Taskset, "toolsets")
+
+        def changes(kind: type, base: type, *names: str) -> bool:
+            return any(getattr_static(kind, name) is not getattr_static(base, name) for name in names)
+
         self._refuse(
             ("several turns or agents (an Env or Harness of its own)", not alone),
-            ("tools", tools or getattr_static(task, "toolsets") is not getattr_static(vf.Task, "toolsets")),
-            ("a machine", task.NEEDS_CONTAINER or any(changed.values())),
+            ("tools", changes(type(self.taskset), vf.Taskset, "toolsets") or changes(task, vf.Task, "toolsets")),
+            ("a machine", task.NEEDS_CONTAINER or changes(task, vf.Task, "setup", "finalize")),
             (f"a gold answer in {self.data_type.__name__} ({', '.join(GOLD)})", not self.gold),
             (f"{', '.join(fields)} in a task, where the teacher writes only question and answer", fields),
         )

@@ -37,8 +37,8 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
         word = token.text.casefold() if len(token.text) > 1 else token.text
         words += COMPOUND.get(word, word).split()
     powers, factor, label, scale, percent = dict[str, int](), Fraction(1), list[str](), 1, False
-    sign = following = 1
-    last = ("", Fraction(1), 1)
+    sign = following = 1  # of the power of the next unit: -1 behind a slash; 2 behind `square`, 3 behind `cubic`
+    last = ("", Fraction(1), 1)  # unit before this word, which `^2` or `squared` changes: name, size, sign
     for word in re.findall(r"[^\W\d_]+|\^[ {(]*-?\s*\d+|\d+|/", " ".join(words)):
         single = word.removesuffix("s") if len(word) > 2 else word
         if word in ("/", "per"):
@@ -63,7 +63,7 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
             powers[name] = powers.get(name, 0) + sign * following
             factor *= size ** (sign * following)
             following = 1
-        else:
+        else:  # a counted noun; its power says nothing
             last, following = ("?", Fraction(1), sign), 1
             label += [single] if single not in COUNTED else []
     if following != 1:

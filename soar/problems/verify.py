@@ -36,12 +36,13 @@ def equal(a: Reading, b: Reading) -> bool:
         a, b = (x.value if isinstance(x, Named) and isinstance(x.value, Words) else x for x in (a, b))
         return isinstance(a, Words) and isinstance(b, Words) and a.text == b.text != ""
     for x, y in ((a, b), (b, a)):
-        if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:
+        if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:  # {3} against 3
             return equal(x.parts[0], y)
         if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
             names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
             return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
         if isinstance(x, Row) and x.kind == "()" and isinstance(y, Pile):
+            # (3, 5) against q = 5, p = 3: the order of the alphabet, where names are told on one side only
             named = sorted((p for p in y.parts if isinstance(p, Named) and not p.arguments), key=lambda p: p.name)
             if len(named) == len(y.parts):
                 return len(x.parts) == len(named) > 1 and all(map(equal, x.parts, (p.value for p in named)))
@@ -60,7 +61,7 @@ def equal(a: Reading, b: Reading) -> bool:
     if isinstance(a, Pile) and isinstance(b, Pile):
         return _equal_piles(a, b)
     if isinstance(a, Row) and isinstance(b, Row):
-        for x, y in ((a, b), (b, a)):
+        for x, y in ((a, b), (b, a)):  # a matrix of one column is a vector
             if x.kind == "matrix" and y.kind in ("()", "<()>") and all(len(row.parts) == 1 for row in x.parts):  # type: ignore[union-attr]
                 return equal(Row(y.kind, tuple(row.parts[0] for row in x.parts)), y)  # type: ignore[union-attr]
         kinds = {kind.replace("<(", "(").replace(")>", ")") for kind in (a.kind, b.kind)}
