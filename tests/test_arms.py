@@ -1,6 +1,7 @@
 """The arms: where their questions come from, their budget, what they train on, and how they report."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -253,7 +254,7 @@ def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch)
         assert (tmp_path / "run" / file).read_bytes() == (tiny_run / file).read_bytes()
 
 
-def test_sources_that_are_not_there_are_named(env, tmp_path):
+def test_sources_that_are_not_there_are_named(env, tiny_run, tmp_path):
     with pytest.raises(ConfigError, match=r"arms\.pq_from = .*nothing.*is missing"):
         arms.read_pq(tmp_path / "nothing")
     (tmp_path / "pq.jsonl").write_text('{"question": 1}\n')
@@ -261,7 +262,11 @@ def test_sources_that_are_not_there_are_named(env, tmp_path):
         arms.read_pq(tmp_path)
     with pytest.raises(ConfigError, match=r"arms\.teacher_from = .* holds an adapter"):
         arms.read_teacher(env.backbone, tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
+    shutil.copy(tiny_run / "teacher" / "adapter_model.safetensors", tmp_path)
+    for text in ("[" * 100_000, '{"r": 0, "lora_alpha": 1}', '{"r": 4, "lora_alpha": 1, "alpha_pattern": [1]}', "{}"):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(ConfigError, match="no adapter that can be loaded"):
+            arms.read_teacher(env.backbone, tmp_path)
     damaged = r"arms\.teacher_from = .*: no adapter that can be loaded .*; give a finished run folder"
     for text, why in (
         (f'arms.teacher_from="{tmp_path}"', damaged),

@@ -277,6 +277,9 @@ def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[s
     return weights
 
 
+DAMAGE = (OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError)
+
+
 def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     """Read an adapter that `run.setup.save_adapter` wrote as one policy.
 
@@ -287,7 +290,7 @@ def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
         return _read_adapter(backbone, folder)
     except ConfigError:
         raise
-    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
+    except DAMAGE as error:
         raise ConfigError(f"{folder}: no adapter that can be loaded ({type(error).__name__}: {error})") from error
 
 
