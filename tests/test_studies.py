@@ -67,7 +67,7 @@ class Copies:
     def __call__(self, cell: Cell, threads: int) -> str | None:
         self.ran.append(cell.name)
         if cell.name in self.fails:
-            return "exit code 1: no luck"
+            return "exit code 1: no luck\x1b"
         shutil.copytree(self.run, cell.folder)
         return None
 
@@ -79,7 +79,7 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     study, run_cell = toy(folder), Copies(tiny_run, fails=("learnability-seed1",))
     first = run_study(study, folder / "out", list(TINY), say=lambda line: None, run_cell=run_cell)
     states = {(c["variant"], c["seed"]): (c["state"], c["reason"]) for c in first["cells"]}
-    assert states.pop(("learnability", 1)) == ("failed", "exit code 1: no luck")
+    assert states.pop(("learnability", 1)) == ("failed", "exit code 1: no luck\x1b")
     assert set(states.values()) == {("finished", None)}
     assert len(first["arms"][-1]["seeds"]) == 1
     run_cell.fails = ()
@@ -184,8 +184,8 @@ def test_page_and_table_hold_every_figure_and_no_markup(finished):
     folder, results, _ = finished
     page = (folder / "out" / "study.html").read_text(encoding="utf-8")
     assert "Is &lt;b&gt;this&lt;/b&gt; shown \u27e8U+202E\u27e9as it is?" in page
-    assert "<script" not in page
     text = (folder / "out" / "study.md").read_text(encoding="utf-8")
+    assert "<script" not in page and "\u202e" not in text and "\x1b" not in page + text
     for table in tables(results):
         assert f"## {table['title']}" in text
         for row in table["rows"]:
@@ -210,13 +210,20 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
     with pytest.raises(StudyError, match="not empty and holds no study"):
         run_study(toy(tmp_path), tmp_path / "other", extra, run_cell=nothing)
     assert nothing.ran == []
+    for seeds in ("5", '[null, "x", [1]]'):
+        shutil.copytree(out, tmp_path / seeds)
+        (tmp_path / seeds / "definition.json").write_text(f'{{"seeds": {seeds}}}')
+        with pytest.raises(StudyError, match=r"seeds: \[.*\] left out"):
+            run_study(toy(tmp_path), tmp_path / seeds, extra, resume=True, run_cell=nothing)
     with pytest.raises(StudyError, match=r"begun as another study:\n  primary"):
         run_study(toy(tmp_path, TOY.replace('only", 4]', 'only", 1]')), out, extra, resume=True, run_cell=nothing)
     with monkeypatch.context() as patch, pytest.raises(StudyError, match=r"begun as another study:\n  recipe_sha256"):
         patch.setattr(study_room, "sha256_of", lambda recipe: "another file")
         run_study(toy(tmp_path), out, extra, resume=True, run_cell=nothing)
     more = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]"))
-    results = run_study(more, out, extra, resume=True, say=lambda line: None, run_cell=nothing)
+    said = list[str]()
+    results = run_study(more, out, extra, resume=True, say=said.append, run_cell=nothing)
+    assert len(said) == 4 and all(map(str.isprintable, said))
     assert nothing.ran == ["grounded-seed2", "learnability-seed2"]
     assert [cell["state"] for cell in results["cells"]].count("failed") == 2
     assert results["arms"][0]["seeds"] == [0, 1]

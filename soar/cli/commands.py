@@ -479,7 +479,7 @@ def study(
     out, overrides = out or Path("studies") / plan.name, sets or []
     if dry_run:
         for cell in cells(plan, out, overrides):
-            print(f"{cell.name}: {' '.join(cell.overrides)}\n{forecast(cell.config).total_line()}")
+            print(visible(f"{cell.name}: {' '.join(cell.overrides)}\n{forecast(cell.config).total_line()}"))
         return 0
     stop = StopRequest()
     with waiting(f"cells of {plan.name} in {out}") as progress, stop.on_signals(progress.insist):

@@ -31,13 +31,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from soar import seeds
 from soar.config import RECIPES, TRUSTED, Config, ConfigError, Section, difference, find_recipe, load
-from soar.files import Row, asset, digest, read_object, sha256_of, write_atomic, write_json
+from soar.files import Row, asset, digest, read_object, sha256_of, visible, write_atomic, write_json
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, mean, numbers, read_run
@@ -72,7 +72,7 @@ class Study(Section):
     recipe: str = "tiny"
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     set: tuple[str, ...] = ()
-    ks: tuple[int, ...] = (1, 32)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 32), min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
     primary: tuple[str, str, int] | None = None
     bootstrap: int = Field(4000, ge=100)
@@ -228,7 +228,7 @@ def run_study(
         stop.check()
         say(f"{cell.name}: begins")
         why = run_cell(cell, 0 if cell.config.threads else threads)
-        say(f"{cell.name}: {why or 'finished'}")
+        say(visible(f"{cell.name}: {why or 'finished'}"))
         return why
 
     for follows in (False, True) if run else ():
@@ -260,7 +260,8 @@ def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
         if notes:
             raise StudyError(f"{'; '.join(notes)}; give another --out")
         lines = [line for line in difference(recorded, wanted) if line.split(":", 1)[0] not in MAY_CHANGE]
-        gone = sorted(set(recorded.get("seeds", [])) - set(wanted["seeds"]))
+        begun = recorded.get("seeds")
+        gone = [seed for seed in begun if seed not in wanted["seeds"]] if isinstance(begun, list) else [begun]
         lines += [f"seeds: {gone} left out"] if gone else []
         if lines:
             shown = "\n  ".join(lines)
@@ -424,7 +425,7 @@ def _arm_rows(results: Row, ks: Sequence[str]) -> list[list[str]]:
         spreads = [row["pass_at"].get(k) for k in ks]
         shares = [DASH if s is None else share_within(s["mean"], s["interval_95"]) for s in spreads]
         costs = [whole(row[key]) for key in ("total_tokens", "evaluation_tokens", "student_rollouts")]
-        last, seeds = spreads[-1], len(row["seeds"])
+        last, seeds = (spreads or [None])[-1], len(row["seeds"])
         off = f"{last['climbed']} of {seeds} {bounds(last['climbed_95'], 0)}" if last else DASH
         rows.append([label(results, f"{row['variant']}:{row['arm']}"), str(seeds), *shares, off, *costs])
     return rows
