@@ -1,6 +1,7 @@
 """The arms: where their questions come from, their budget, what they train on, and how they report."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -267,7 +268,9 @@ def test_sources_that_are_not_there_are_named(env, tiny_run, tmp_path):
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(ConfigError, match="no adapter that can be loaded"):
             arms.read_teacher(env.backbone, tmp_path)
-    damaged = r"arms\.teacher_from = .*: no adapter that can be loaded .*; give a finished run folder"
+    (tmp_path / "adapter_model.safetensors").unlink()
+    os.mkfifo(tmp_path / "adapter_model.safetensors")
+    damaged = r"arms\.teacher_from = .*: no adapter that can be loaded .* no file but a .*; give a finished run folder"
     for text, why in (
         (f'arms.teacher_from="{tmp_path}"', damaged),
         ('arms.real="no"\narms.run=["real"]', "arms.real = 'no'"),

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from soar.config import ConfigError, ModelConfig
 from soar.engine import attention
+from soar.files import no_file
 
 
 @dataclass
@@ -295,6 +296,9 @@ def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
 
 
 def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        if (why := no_file(folder / name)) is not None:  # a pipe would be waited for
+            raise FileNotFoundError(f"{name} is {why}")
     weights = load_file(folder / "adapter_model.safetensors")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     names = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
