@@ -174,7 +174,7 @@ def decode_seconds(setting: Setting, size: int, lengths: list[int], policies: in
     for wave in range(waves):
         rows = lengths[wave::waves]
         steps = max(rows)
-        cache = sum(shape.cache_bytes(n * ASSUMED["prompt"] + n * n / 2, 2) for n in rows)
+        cache = shape.cache_bytes(sum(rows) * ASSUMED["prompt"] + sum(n * n for n in rows) / 2, 2)
         logits = sum(rows) * 3 * 2 * shape.vocabulary
         fixed = steps * 2 * (shape.parameters + policies * shape.adapter_parameters(RANK))
         total += max((cache + logits + fixed) / rate, steps * shape.layers * LAYER_SECONDS)

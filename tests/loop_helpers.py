@@ -30,7 +30,7 @@ from soar.types import Problem, Verdict
 
 TINY = tuple((Path(__file__).parent / "cases" / "tiny.txt").read_text(encoding="utf-8").split())
 """Overrides of the recipe `tiny`: a run of a second or two in which all problems count as hard, every step promotes."""
-BRIEF = ("student.sampling.max_tokens=16", "teacher.sampling.max_tokens=16")
+BRIEF = ("student.sampling.max_tokens=10", "teacher.sampling.max_tokens=16")
 """Overrides for easy problems, whose answers are shorter: a run takes as long as its longest rows."""
 
 

@@ -176,7 +176,7 @@ def test_a_screening_counts_and_goes_on(tiny_run, tmp_path):
 
 
 SMALL = (
-    *TINY, "model.adapter=full", "problems.format=tiny", "student.sampling.max_tokens=16", "teacher.sampling.max_tokens=32",
+    *TINY, "model.adapter=full", "problems.format=tiny", "student.sampling.max_tokens=10", "teacher.sampling.max_tokens=32",
 )  # fmt: skip
 SAID = {
     "method": "problems are never solved.*the sets earned.*promotions: 2 in 2 outer steps",

@@ -139,13 +139,8 @@ def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
     (entry,) = [row["pass_at"]["1"] for row in results["comparisons"]]
     assert entry["difference"] == 0.375
     text = fill("study.md", results=results, tables=tables(results))
-    shown = (
-        "| PQ | 2 | 37.5 % [",
-        "No primary comparison was named",
-        "| 5,000 | 640 | 1,000 |",
-        "| 2 of 2 [16, 100] |",
-    )
-    assert [words for words in shown if words not in text] == []
+    for words in ("| PQ | 2 | 37.5 % [", "No primary comparison", "| 5,000 | 640 | 1,000 |", "| 2 of 2 [16, 100] |"):
+        assert words in text
     assert [(row["pass_at"]["1"]["climbed"], *row["pass_at"]["1"]["climbed_95"]) for row in (pq, hard)] == [
         (2, pytest.approx(0.025**0.5), 1.0),
         (0, 0.0, pytest.approx(1 - 0.025**0.5)),
