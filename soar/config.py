@@ -394,12 +394,12 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
     path = find_recipe(recipe or "tiny")
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text)["config"] if path.name == "manifest.json" else tomllib.loads(text)
-    except (ValueError, LookupError, TypeError) as error:  # also of what is not UTF-8
+        data = {**(json.loads(text)["config"] if path.name == "manifest.json" else tomllib.loads(text))}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:  # also of what is not UTF-8
         kind = "the manifest of a run" if path.name == "manifest.json" else "a TOML file"
         raise ConfigError(f"{path}: not {kind}: {error}") from error
     data = reduce(_merge, map(parse_override, overrides or []), data)
-    if model_named and isinstance(data, dict) and "path" not in (data.get("model") or {}):
+    if model_named and isinstance(model := data.get("model", {}), dict) and "path" not in model:
         some = "a folder, a GGUF file or a hub id (--model builtin:tiny is the 168,000-parameter model of the demo)"
         raise ConfigError(f"no --model given: the recipe {path.stem!r} leaves it to you; add --model with {some}")
     if path.name == "manifest.json":
