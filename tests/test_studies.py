@@ -295,9 +295,7 @@ CELL = (Path(__file__).parent / "cases" / "cell.txt").read_text(encoding="utf-8"
 STUDY = "import sys; from soar.cli import main; sys.executable = './cell'; sys.exit(main(sys.argv[1:]))"
 
 
-@pytest.mark.parametrize(
-    ("sent", "seconds", "code"), [(["SIGTERM"], 1, 143), (["SIGTERM", "SIGTERM"], 99, 143), (["SIGKILL"], 1, -9)]
-)
+@pytest.mark.parametrize(("sent", "seconds", "code"), cases("studies", "signals"))
 def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, capsys, sent, seconds, code):
     """A signal reaches the cell, which saves, and no other cell begins; a second one ends it and its workers at once. The
     cell is a program that waits for a signal. Trust is passed on."""
