@@ -85,7 +85,7 @@ class _Worker:
         """End the process and what it started; its exit code."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.link.close()
+        # The link stays open until nobody waits at it: a thread that does would go on at whatever is opened next.
         return self.process.wait()
 
 
