@@ -25,6 +25,7 @@ from soar.types import UserError
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+PRCTL = getattr(ctypes.PyDLL(None), "prctl", None)  # not in a forked child, whose loader another thread may have locked
 
 
 class Stopped(UserError):
@@ -103,8 +104,8 @@ class StopRequest:
 def _end_with_parent() -> None:
     """In a new process: SIGHUP (one for each thread) when its parent is gone, however that ended. On Linux only."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
-    with suppress(AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
+    if PRCTL is not None:
+        PRCTL(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
 
 
 def end_now(exit_code: int) -> None:
