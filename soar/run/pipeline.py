@@ -74,10 +74,8 @@ class Run:
         checkpoint = self.folder.load()
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         self.folder.tell(self.progress.insist)
-        if checkpoint is None:  # what is wrong with files of others is told before the work, not after it
-            material = self._material()
-            if "real" in self.config.arms.run:
-                arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))
+        if checkpoint is None:
+            self._look_at_sources()
         self._find_hard(first=checkpoint is None)
         self.folder.tell(self.progress.insist)
         self._count_seconds("screen")
@@ -104,6 +102,12 @@ class Run:
         report_at_the_end(self.folder.path, self.progress.insist)
         write_hashes(self.folder.path)
         return summary
+
+    def _look_at_sources(self) -> None:
+        """What is wrong with files of others is told before the work, not after it."""
+        material = self._material()
+        if "real" in self.config.arms.run:
+            arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))
 
     def _safe_point(self) -> None:
         """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
