@@ -117,6 +117,7 @@ def test_a_null_run_says_why_and_only_a_null_run():
         "alarm": [
             *screen_alarms({"truncated_share": 0.93}),
             *({"step": step, "kind": "truncation", "message": f"in step {step} students"} for step in (1, 2)),
+            *({"step": None, "arm": arm, "kind": "arm fell", "message": f"{arm} fell"} for arm in ("ps", "pq")),
         ],
         "outer_step": [{"step": step, "window_mean": 0.0} for step in (1, 2)],
         "arm_step": [{"arm": "hard_only", "frac_mixed": 0.0}, {"arm": "pq", "frac_mixed": 0.1}],
@@ -124,7 +125,7 @@ def test_a_null_run_says_why_and_only_a_null_run():
     config = {"promotion": {"tau": 0.01}}
     assert wording.why_nothing(runs.Run(Path("x"), {"config": config}, run.summary, events)) == [
         "93% of the attempts in screening hit the token budget; raise max_tokens, or expect low pass rates.",
-        "In step 1 students.",
+        *("In step 1 students.", "Ps fell.", "Pq fell."),
         "No student was promoted: the mean reward of a window was +0.0000 at best, and a promotion takes more than "
         "tau = 0.01.",
         "Hard-Only never saw a group with right and wrong attempts, so there was nothing to learn from.",

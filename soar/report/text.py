@@ -189,9 +189,9 @@ def why_nothing(run: Run) -> list[str]:
     ours, other, k = rivals(run)
     if ours is not None and other is not None and gap(run, ours, other, k)[1] > 0:
         return []
-    alarms: dict[object, str] = {}  # the first of each kind, in screening and later
+    alarms: dict[object, str] = {}  # the first of each kind, in screening and later, and of each arm
     for row in run.events.get("alarm", []):
-        alarms.setdefault((str(row.get("kind")), row.get("step") is None), str(row.get("message")))
+        alarms.setdefault((str(row.get("kind")), row.get("step") is None, str(row.get("arm"))), str(row.get("message")))
     lines = [f"{message[:1].upper()}{message[1:300]}." for message in [*alarms.values()][:8]]
     windows, tau = numbers([step.get("window_mean") for step in run.steps]), run.setting("promotion", "tau")
     if windows and tau is not None and not run.promotions:
