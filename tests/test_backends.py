@@ -22,7 +22,7 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 from fake_tinker import Service
-from helpers import PAD, ROOT, random_stack, some_prompts, tiny_backbone, tiny_model, tiny_tokenizer
+from helpers import PAD, ROOT, random_stack, rows_of, some_prompts, tiny_backbone, tiny_model, tiny_tokenizer
 from loop_helpers import events, outcome, run_tiny, tiny_config
 from tables import cases
 from test_record import content
@@ -296,13 +296,10 @@ def test_a_whole_run_goes_through_it(tmp_path, monkeypatch):
 
 def common(a: Rollouts, b: Rollouts) -> tuple[int, float]:
     """Rows with equal tokens, and the largest difference of log-probabilities in them."""
-    equal, gap = 0, 0.0
-    for row in range(a.rows):
-        n, m = int(a.length_B[row]), int(b.length_B[row])
-        if n == m and torch.equal(a.tokens_B_T[row, :n], b.tokens_B_T[row, :n]):
-            equal += 1
-            gap = max(gap, (a.logprob_B_T[row, :n] - b.logprob_B_T[row, :n]).abs().max().item())
-    return equal, gap
+    equal = [row for row, (one, other) in enumerate(zip(rows_of(a), rows_of(b), strict=True)) if one == other]
+    width = min(a.logprob_B_T.shape[1], b.logprob_B_T.shape[1])  # behind a row's end both are 0
+    gap_B_T = (a.logprob_B_T[equal, :width] - b.logprob_B_T[equal, :width]).abs()
+    return len(equal), max(gap_B_T.flatten().tolist(), default=0.0)
 
 
 def test_vllm_is_the_native_engine(tmp_path):

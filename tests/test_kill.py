@@ -151,12 +151,6 @@ def chosen(points: list[Point]) -> list[Point]:
     return [points[i] for i in sorted([*picked, *rng.sample(rest, max(0, POINTS - len(picked)))])]
 
 
-def stage_of(folder: Path) -> str:
-    """What the run was at by its last checkpoint; `screen` before the first."""
-    saved = sorted(path for path in folder.glob("state/[0-9]*") if path.name.isdecimal())
-    return str(json.loads((saved[-1] / "state.json").read_text(encoding="utf-8"))["stage"]) if saved else "screen"
-
-
 def chain(config: Config, folder: Path, targets: list[Point], wanted: dict[str, Any]) -> list[Point]:
     """One run, killed at each target in turn; prints a line for each kill and one for its end. Returns targets not met."""
     left = list(targets)
@@ -167,7 +161,9 @@ def chain(config: Config, folder: Path, targets: list[Point], wanted: dict[str, 
             break
         if (folder / "manifest.json").exists():
             read_run(folder)  # a person may look at it
-        print(json.dumps({"name": target[1] if target else "", "stage": stage_of(folder)}), flush=True)
+        saved = sorted(path for path in folder.glob("state/[0-9]*") if path.name.isdecimal())
+        stage = json.loads((saved[-1] / "state.json").read_bytes())["stage"] if saved else "screen"
+        print(json.dumps({"name": target[1] if target else "", "stage": stage}), flush=True)
     last = outcome(folder) if code == 0 else {}
     different = sorted(name for name in last.keys() | wanted.keys() if last.get(name) != wanted.get(name))
     print(json.dumps({"ended": code, "different": different}), flush=True)

@@ -43,12 +43,6 @@ def logprobs_of(
     return value_R_T[packed.row_R.argsort()]
 
 
-def shared_prompts() -> Rollouts:
-    """Two policies; the first has prompts 0, 1, 0, 0, the second 2, 2, 3; completions of 1 to 6 tokens."""
-    prompts = some_prompts(4, seed=2)
-    return handmade_rollouts([prompts[i] for i in (0, 1, 0, 0, 2, 2, 3)], rows_of(random_rollouts(7, seed=1)))
-
-
 @pytest.mark.parametrize(
     ("name", "chunk"), [*((name, 70) for name in ARCHITECTURES), ("gemma2", 1), ("llama", 1 << 27)]
 )
@@ -70,7 +64,8 @@ def test_values_and_gradients_are_those_of_the_plain_way(name, chunk, monkeypatc
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_prompt_shared_by_its_completions_is_right_for_each(name):
     """Beyond the sliding window, one-token completions among them, the chunked way of every architecture."""
-    backbone, rollouts = tiny_backbone(name), shared_prompts()
+    backbone, prompts = tiny_backbone(name), [some_prompts(4, seed=2)[i] for i in (0, 1, 0, 0, 2, 2, 3)]
+    rollouts = handmade_rollouts(prompts, rows_of(random_rollouts(7, seed=1)))
     with torch.no_grad():
         value_B_T = logprobs_of(backbone, None, rollouts, [[0, 1, 2, 3], [4, 5, 6]])
     assert logprobs._heads[backbone] is not None

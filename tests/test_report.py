@@ -111,7 +111,7 @@ def test_headline_says_what_was_found(run, sentence):
 
 
 def test_a_null_run_says_why_and_only_a_null_run():
-    """Fault 36: what stood at the bottom, 93 % cut off, is the first that a reader has to know."""
+    """What stood at the bottom, 93 % cut off, is the first that a reader has to know."""
     run = make_run({"ps": HARD, "hard_only": HARD}, promotions=0)
     events: dict[str, list[runs.Row]] = {
         "alarm": [

@@ -51,17 +51,11 @@ def same(one: Rollouts, other: Rollouts) -> bool:
 
 def generated(model: Any, prompts: list[list[int]]) -> list[list[int]]:
     """Completions by `generate`, left-padded in one batch, cut behind the first end token."""
-    width = max(len(ids) for ids in prompts)
-    ids = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    out = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=STEPS, eos_token_id=ENDS, pad_token_id=PAD
-    )
-    rows = []
-    for tokens in out[:, width:].tolist():
-        stop = next((i for i, token in enumerate(tokens) if token in ENDS), STEPS - 1)
-        rows.append(tokens[: stop + 1])
-    return rows
+    given = tiny_tokenizer().pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    out = model.generate(**given, do_sample=False, max_new_tokens=STEPS, eos_token_id=ENDS, pad_token_id=PAD)
+    rows = out[:, given["input_ids"].shape[1] :].tolist()
+    ends = [next((i for i, token in enumerate(tokens) if token in ENDS), STEPS) for tokens in rows]
+    return [tokens[: end + 1] for tokens, end in zip(rows, ends, strict=True)]
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from attacks import ATTACKS, SQUARES, Attack, fill
-from tables import ends
+from tables import cases, ends
 
 from soar.domains.code import decode, read_tests
 from soar.sandbox import run as sandbox
@@ -134,17 +134,9 @@ def test_a_program_is_run_and_its_values_keep_their_types(name):
 @both
 def test_programs_read_input_and_print(name):
     tests = read_tests("Input:\n3 4\nOutput:\n7\n\nInput:\n1 2\nOutput:\n3\n")
-    readers = [
-        "a, b = map(int, input().split())\nprint(a + b)\n",
-        "import sys\nprint(sum(map(int, sys.stdin.read().split())))\n",
-        "import os\nos.write(1, b'%d' % sum(map(int, open(0).read().split())))\n",
-        "import tempfile\nwith tempfile.TemporaryDirectory():\n    print(sum(map(int, input().split())))\n",
-        "import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin.buffer.read().split())))\n    sys.exit()\n",
-    ]
-    wrong = ["print(7)\n", "", "print(input())\n"]
+    rows = cases("coding", "reader")
     with Sandbox(Limits(), name) as box:
-        verdicts = [tests.verdict(box.run(tests.job(source))) for source in readers + wrong]
-    assert verdicts == [Verdict.CORRECT] * 5 + [Verdict.WRONG] * 3
+        assert [[source, tests.verdict(box.run(tests.job(source))).value] for source, _ in rows] == rows
 
 
 def test_without_a_sandbox_nothing_runs_and_the_message_says_what_to_install(monkeypatch):

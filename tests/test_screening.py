@@ -64,9 +64,8 @@ class Attempted:
         number_N = torch.arange(first, first + attempts)
         solved_Q_N = torch.stack([number_N >= 100 - int(p.id.removeprefix("hard-")) for p in problems])
         ended_B = (number_N % 2 == 0).repeat(len(problems))
-        solved_P_Q_N = solved_Q_N[None]
-        rollouts = SimpleNamespace(ended_B=ended_B)
-        return SimpleNamespace(solved_P_Q_N=solved_P_Q_N, valid_P_Q_N=torch.ones_like(solved_P_Q_N), rollouts=rollouts)
+        valid_P_Q_N, rollouts = torch.ones_like(solved_Q_N)[None], SimpleNamespace(ended_B=ended_B)
+        return SimpleNamespace(solved_P_Q_N=solved_Q_N[None], valid_P_Q_N=valid_P_Q_N, rollouts=rollouts)
 
 
 def screened(path: Path, env: Any, problems: list[Problem], *overrides: str, resume: bool = False) -> Any:
@@ -103,7 +102,7 @@ def test_screening_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(tmp_path, monkeypatch):
-    """Fault 28: with the sampler's own steps between two looks, and progress that moves inside a call."""
+    """With the sampler's own steps between two looks, and progress that moves inside a call."""
     monkeypatch.setattr(screening, "ROWS_CPU", (16, 16))
     env, problems = tiny_examiner(tiny_backbone()), some_problems(4)
     config = tiny_config("screen.attempts=20", "student.sampling.max_tokens=6")

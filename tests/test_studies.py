@@ -128,7 +128,7 @@ def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: 
 
 
 def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
-    """Fault 26: 2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice)."""
+    """2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice)."""
     study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
     both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 8, [2] * 6, 5000)]
     results = collect(study, both, {}, study.model_dump(mode="json"))

@@ -171,15 +171,12 @@ def test_reward_questions_are_drawn_without_replacement_from_the_training_half()
     assert ScriptedLoop(settings_of("reward.questions=80"), []).draw_reward_questions() == loop.hard_train
 
 
-def trials_of(rates: list[list[float | None]]) -> list[Trial]:
-    """A failed student keeps a pass rate that would be chosen if it counted."""
-    return [Trial(k, j, 0.5 if r is None else r, r is None) for k, row in enumerate(rates) for j, r in enumerate(row)]
-
-
 @pytest.mark.parametrize("case", cases("teacher", "decision"), ids=lambda case: case[0])
 def test_corners_worked_out_by_hand(case):
     _, history, rewards, rates, tau, size, expected, reason = case
-    decision = decide(history, rewards, trials_of(rates), tau, size)
+    cells = ((k, j, rate) for k, row in enumerate(rates) for j, rate in enumerate(row))
+    trials = [Trial(k, j, 0.5 if r is None else r, r is None) for k, j, r in cells]  # a failed one would be chosen
+    decision = decide(history, rewards, trials, tau, size)
     assert (decision.promote, decision.reason) == (expected is not None, reason)
     assert [decision.dataset, decision.repeat] == (expected or [None, None])
     assert decision.window_mean == (sum(history[-size:]) / size if len(history) >= size else None)
