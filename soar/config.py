@@ -65,7 +65,7 @@ class ModelConfig(Section):
     target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
     sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
     vllm_memory: float = Field(0.4, gt=0, lt=1)  # share of a GPU's memory for vLLM with its own base weights
-    chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`student.choose_chunk`)
+    chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`population.choose_chunk`)
     micro_batch_tokens: int = Field(0, ge=0)  # tokens per forward of the update; 0: by device
 
     @model_validator(mode="before")

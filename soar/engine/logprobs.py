@@ -134,8 +134,10 @@ def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pac
     shape = len(lines), n
     ids_P_n = np.full(shape, backbone.pad_id, dtype=np.int64)
     position_P_n = np.full(shape, np.arange(n) if backbone.apart else 0, dtype=np.int64)
-    prompts, completions = list[tuple[int, int, int]](), list[tuple[int, int, int]]()
-    order, places = list[int](), list[np.ndarray]()
+    prompts: list[tuple[int, int, int]] = []
+    completions: list[tuple[int, int, int]] = []
+    order: list[int] = []
+    places: list[np.ndarray] = []
     for p, line in enumerate(lines):
         first, behind = 0, split
         for prompt, rows in line.items():

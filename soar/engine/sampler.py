@@ -58,7 +58,8 @@ class NativeSampler:
         positions = request.check(stack, self.backbone.context)
         P, Q, attempts = len(request.prompts_P_Q), len(request.prompts_P_Q[0]), request.attempts
         per_call = self.prompts_per_call(P, Q, attempts, positions)
-        parts_C, first = list[Rollouts](), 0
+        parts_C: list[Rollouts] = []
+        first = 0
 
         def batch() -> Rollouts:
             part = request.select(slice(first, first + per_call))
