@@ -236,3 +236,5 @@ def test_an_arm_that_ends_below_its_best_reading_by_more_than_chance_is_named():
     assert "fell from 25.00% at 2,000 tokens to 0.00% at 3,000 tokens" in alarm["message"]
     assert alarms.lost_alarms([low, {**best, "correct": [4] + [0] * 15}], end) == alarms.lost_alarms([], end) == []
     assert alarms.lost_alarms([low, end], best) == []
+    six = {**best, "correct": [1] * 6 + [0] * 10}  # p = 2 / 2^6: a fall, but not where it is the best of ten readings
+    assert alarms.lost_alarms([six], end) and not alarms.lost_alarms([six, *[low] * 9], end)

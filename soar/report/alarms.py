@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from soar.files import Row
-from soar.loop.evaluate import t_interval
+from soar.loop.evaluate import sign_flip_p
 
 DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
 DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share of the first step's
@@ -23,6 +23,7 @@ TRUNCATED_SHARE = 0.5  # more completions cut off than this share
 LOGPROB_GAP = 0.1  # nats per token; rounding of bfloat16 gives up to about 0.03
 CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step was rewarded
 _LONGER = "raise max_tokens, or expect low pass rates"
+LOST = 0.05  # p of an arm's fall
 STILL_STEPS = 3  # steps in a row without a teacher gradient
 DIMENSIONS = 1024
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -78,12 +79,12 @@ def screen_alarms(event: Row) -> list[Row]:
 def lost_alarms(curve: Sequence[Row], end: Row) -> list[Row]:
     """The alarm of an arm that ends below its best reading on the way by more than chance.
 
-    curve: its `curve` events. end: its `evaluation`. Chance is the 95 % t interval of the difference of pass@1 over problems.
+    curve: its `curve` events. end: its `evaluation`. Chance: the sign-flip test of the problems' right answers has p > LOST
+    over the number of readings, of which the best was picked (Bonferroni).
     """
     best = max(curve, key=lambda row: sum(row["correct"]), default=end)
-    lost_H = [(then - now) / end["attempts"] for then, now in zip(best["correct"], end["correct"], strict=True)]
-    interval = t_interval(lost_H)
-    if interval is None or interval[0] <= 0:
+    lost_H = [then - now for then, now in zip(best["correct"], end["correct"], strict=True)]
+    if sum(lost_H) <= 0 or sign_flip_p(lost_H) > LOST / len(curve):
         return []
     trials = len(lost_H) * end["attempts"]
     at = [f"{sum(row['correct']) / trials:.2%} at {row['total_tokens']:,} tokens" for row in (best, end)]
