@@ -225,16 +225,14 @@ def test_screening_that_is_cut_off():
 
 
 def test_an_arm_that_ends_below_its_best_reading_by_more_than_chance_is_named():
-    """16 problems x 4 attempts: 8 problems lose 2 right answers each, or one problem loses all 4."""
-    rows = [
+    """16 problems x 4 attempts: 8 problems lose 2 right answers each, or one loses all 4; the best of ten readings."""
+    low, best, end = (
         {"arm": "pq", "attempts": 4, "total_tokens": at, "correct": [2] * n + [0] * (16 - n)}
         for n, at in ((1, 1000), (8, 2000), (0, 3000))
-    ]
-    low, best, end = rows
+    )
     (alarm,) = alarms.lost_alarms([low, best], end)
     assert (alarm["kind"], alarm["arm"]) == ("arm fell", "pq")
     assert "fell from 25.00% at 2,000 tokens to 0.00% at 3,000 tokens" in alarm["message"]
-    assert alarms.lost_alarms([low, {**best, "correct": [4] + [0] * 15}], end) == alarms.lost_alarms([], end) == []
-    assert alarms.lost_alarms([low, end], best) == []
-    six = {**best, "correct": [1] * 6 + [0] * 10}  # p = 2 / 2^6: a fall, but not where it is the best of ten readings
-    assert alarms.lost_alarms([six], end) and not alarms.lost_alarms([six, *[low] * 9], end)
+    one, six = ({**best, "correct": [right] * n + [0] * (16 - n)} for right, n in ((4, 1), (1, 6)))  # six: p = 2 / 2^6
+    still = ([low, one], end), ([], end), ([low, end], best), ([six, *[low] * 9], end)
+    assert alarms.lost_alarms([six], end) and not any(alarms.lost_alarms(*given) for given in still)
