@@ -88,22 +88,25 @@ def measure(side: str, folder: str, shape: str, adapters: int, ways: list[str]) 
         rates(f"vllm_{way}", bare if way == "bare" else seeded(sampler))
 
 
-def child_rates(side: str, shape: str, folder: Path, adapters: int, ways: list[str], limit: float) -> dict[str, float]:
-    """The rate of every way at the most rows that a process of its own has printed within the limit."""
+def child_rates(side: str, shape: str, folder: Path, adapters: int, ways: list[str], limit: float) -> dict[str, Any]:
+    """The rate of every way at the most rows that a process of its own has printed within the limit, and all it printed."""
     words = [sys.executable, "-u", __file__, "--side", side, str(folder), "--shape", shape, "--adapters", str(adapters)]
     words += ["--ways", *ways]
     best: dict[str, tuple[int, float]] = {}  # rows x tokens and rate
+    printed: list[str] = []
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
         timer = threading.Timer(limit, child.kill)
         timer.start()
         assert child.stdout is not None
         for line in child.stdout:
             print(line, end="", flush=True)
+            if line.startswith(("RATE ", "vLLM is ready")):
+                printed.append(line.removeprefix("RATE ").strip())
             if line.startswith("RATE "):
                 _, name, rate, rows, _, _, tokens, *_ = line.split()
                 best[name] = max(best.get(name, (0, 0.0)), (int(rows) * int(tokens), float(rate)))
         timer.cancel()
-    return {name: rate for name, (_, rate) in best.items()}
+    return {name: rate for name, (_, rate) in best.items()} | {f"{side}_printed": printed}
 
 
 def compare(shape: str, adapters: int, ways: list[str], limit: float) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def compare(shape: str, adapters: int, ways: list[str], limit: float) -> dict[st
         torch.cuda.empty_cache()
     for side in ("soar", "vllm"):
         found |= child_rates(side, shape, folder, adapters, ways, limit)
-    theirs = [rate for name, rate in found.items() if name.startswith("vllm_")]
+    theirs = [rate for name, rate in found.items() if name in map("vllm_{}".format, WAYS)]
     if "soar" in found and theirs:
         found["decode_vs_vllm"] = found["soar"] / max(theirs)
     return found

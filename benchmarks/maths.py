@@ -2,6 +2,7 @@
 
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
+python benchmarks/maths.py --practice POOL.jsonl FILE.jsonl       the easier ones of the third kill test
 python benchmarks/maths.py --study runs/maths/study.json          writes docs/results/maths.json
 
 POOL.jsonl: problems of the MATH test split with the ids math-test/N, N their place in it.
@@ -28,14 +29,26 @@ HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, an
 KEPT = ("pass_at", "interval_95", "total_tokens", "seeds")
 
 
-def hard_problems(folder: Path, pool: Path, out: Path) -> None:
+def write_problems(name: str, folder: Path, pool: Path, out: Path) -> None:
+    """The problems of a name, by the counts of the screenings."""
     texts = {row["id"]: row for row in rows(pool)}
-    zeros = [
-        row for row in rows(folder / HARD) if not row["successes"] and row["truncated"] <= CUT_OFF * row["attempts"]
-    ]
-    lines = [json.dumps({key: texts[row["id"]][key] for key in ("id", "question", "answer")}) for row in zeros]
+    if name == "--hard":
+        chosen = [row for row in rows(folder / HARD) if not row["successes"] and cut_off(row) <= CUT_OFF]
+    else:
+        chosen = practice(folder)
+    lines = [json.dumps({key: texts[row["id"]][key] for key in ("id", "question", "answer")}) for row in chosen]
     out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     print(f"{len(lines)} problems in {out}")
+
+
+def cut_off(row: dict[str, Any]) -> float:
+    return float(row["truncated"] / row["attempts"])
+
+
+def practice(folder: Path) -> list[dict[str, Any]]:
+    """Screened problems at 10 to 70 % right of which at most 20 % of the attempts are cut off."""
+    screened = [*rows(folder / "maths-screen-1.5b.jsonl"), *rows(folder / HARD)]
+    return [row for row in screened if 0.1 <= row["successes"] / row["attempts"] < 0.7 and cut_off(row) <= 0.2]
 
 
 def from_study(study: Path, out: Path) -> None:
@@ -53,8 +66,8 @@ def from_study(study: Path, out: Path) -> None:
 def main() -> None:
     default = Path("docs/results")
     match sys.argv[1:]:
-        case ["--hard", pool, out]:
-            hard_problems(default, Path(pool), Path(out))
+        case ["--hard" | "--practice" as name, pool, out]:
+            write_problems(name, default, Path(pool), Path(out))
         case ["--study", study]:
             from_study(Path(study), default / "maths.json")
         case arguments:
@@ -133,6 +146,7 @@ def kill_test(folder: Path) -> None:
 def third_kill_test(folder: Path) -> None:
     """Every reading of the held-out half, differences of their pass@1 (t interval over problems), and the steps."""
     events, rates = rows(folder / "maths-kill-3.jsonl"), {}
+    print(f"{len(practice(folder))} problems to practise on")
     for row in events:
         if row["event"] in ("curve", "evaluation"):
             name = row["arm"] + (f" after {row['step']} steps" if row["event"] == "curve" else "")
