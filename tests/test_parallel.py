@@ -1,7 +1,6 @@
 """Work that is cut into pieces gives the same numbers whoever does the pieces, in whatever order they are done; and real
 worker processes of Ray that die, hang or fail."""
 
-import importlib
 import os
 import pickle
 import signal
@@ -236,7 +235,7 @@ def test_a_worker_amid_a_piece_of_another_stream_is_not_taken_for_one_that_stand
     """Arms are measured on their way while other workers are amid a segment of theirs: 600 s here, ten times that to wait."""
     quiet, actor = Quiet(), SimpleNamespace(work=SimpleNamespace(remote=lambda *given: given[1]))
     quiet.put, quiet.exceptions = (lambda value: value), SimpleNamespace(RayTaskError=OSError, RayError=OSError)
-    monkeypatch.setattr(crew, "import_ray", lambda: quiet)
+    monkeypatch.setitem(sys.modules, "ray", quiet)
     monkeypatch.setattr(crew.time, "monotonic", lambda: quiet.now)
     parallel = RayParallel(tiny_config("cluster.workers=1"), env, 1, print)
     parallel.actors, parallel.pids, parallel._open = [actor], {1: 7}, ["train_chunk"]
@@ -276,14 +275,7 @@ def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(tmp_path, c
             assert main(["run", "--out", str(tmp_path / "run"), "--workers", address, "--quiet"]) == 1
             said = capsys.readouterr().err
             assert f"cluster.address = {address!r} cannot be reached: nothing answers at 127.0.0.1, port" in said
-    real = importlib.import_module
-
-    def missing(name: str, *rest: Any) -> Any:
-        if name == "ray":
-            raise ModuleNotFoundError("No module named 'ray'")
-        return real(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "ray", None)  # not installed
     assert main(["run", "--out", str(tmp_path / "run"), "--workers", "2", "--quiet"]) == 1
     assert "pip install 'soar-rl[ray]'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"pip install 'soar-rl\[ray\]'"):

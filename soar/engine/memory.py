@@ -24,9 +24,7 @@ T = TypeVar("T")
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "not enough memory")
-DEVICE_WORDS = (
-    "cuda error", "nccl", "cublas", "cudnn", "device-side assert", "hip error", "unspecified launch failure"
-)  # fmt: skip
+LOST_WORDS = ("cuda error", "nccl", "cublas", "cudnn", "device-side assert", "hip error", "unspecified launch failure")
 
 
 class TooLarge(UserError):
@@ -50,7 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_lost(error: BaseException) -> bool:
     """Whether an error says that the accelerator or its communication failed."""
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in DEVICE_WORDS)
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST_WORDS)
 
 
 def release_memory() -> None:

@@ -28,6 +28,8 @@ from soar.config import ConfigError, ModelConfig
 from soar.engine import attention
 from soar.files import no_file
 
+DAMAGE = (OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError)
+
 
 @dataclass
 class AdapterStack:
@@ -276,9 +278,6 @@ def peft_tensors(backbone: Backbone, stack: AdapterStack, policy: int) -> dict[s
         for part, tensor in (("A", a_r_I), ("B", b_O_r)):
             weights[f"base_model.model.{name}.lora_{part}.weight"] = tensor.contiguous().cpu()
     return weights
-
-
-DAMAGE = (OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError)
 
 
 def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from soar.config import Config, ConfigError, SamplingConfig, resolve_path
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
 from soar.engine.rollouts import OnTokens, Request, Rollouts
-from soar.types import no_tick
+from soar.types import import_extra, no_tick
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
 PROMPT_ROOM = 8192  # tokens of a prompt, where the model's context has so many
@@ -52,13 +52,9 @@ class VllmSampler:
         self._lock = threading.Lock()  # an engine takes one call at a time
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
-            import vllm
-        except ImportError as error:
-            raise ConfigError(
-                f'model.sampler = "vllm": vLLM cannot be imported ({error}); install it with '
-                'pip install "soar-rl[train,vllm]", or set model.sampler = "native"'
-            ) from error
+        advice = 'install it with pip install "soar-rl[train,vllm]", or set model.sampler = "native"'
+        missing = f'model.sampler = "vllm": vLLM cannot be imported ({{error}}); {advice}'
+        vllm = import_extra("vllm", ConfigError, missing)
         config = backbone.config
         graphs = {"compilation_config": GRAPHS, "max_num_seqs": 1024} if torch.cuda.is_available() else {}
         try:

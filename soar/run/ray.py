@@ -5,7 +5,6 @@ does its piece again, with the same seeds and so the same result. What workers p
 growth, one model over several devices.
 """
 
-import importlib
 import os
 import platform
 import re
@@ -26,11 +25,12 @@ from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.run.interrupts import TokenMeter
 from soar.run.setup import cores_of, open_env
-from soar.types import VERSION, UserError
+from soar.types import VERSION, UserError, import_extra
 
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
 STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many times the longest, workers are killed
+NO_RAY = "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
 STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
@@ -83,23 +83,13 @@ class Worker:
         return Reply(self.number, os.getpid(), key, value, *spent)
 
 
-def import_ray() -> Any:
-    """The module `ray`. Raises ConfigError where it is not installed."""
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ConfigError(
-            "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
-        ) from error
-
-
 def check_cluster(config: Config) -> None:
     """Refuse a cluster that cannot be there, before a model is loaded: Ray itself takes minutes to say so, or exits.
     Raises ConfigError when Ray is missing or nothing listens at `cluster.address`."""
     address = config.cluster.address
     if not config.cluster.workers and not address:
         return
-    import_ray()
+    import_extra("ray", ConfigError, NO_RAY)
     host, _, port = address.removeprefix("ray://").rpartition(":")  # of Ray's client, outside of the cluster
     if not host or not port.isdigit():
         return  # auto, or a form that Ray knows
@@ -154,10 +144,10 @@ class RayParallel:
         self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
         self.actors, self.pids = list[Any](), dict[int, int]()  # pids: number of a worker -> its process
-        self._longest: dict[str, float] = {}  # seconds that a finished piece of each kind took
+        self._longest: dict[str, float] = {}  # seconds of a finished piece by kind; without one yet: no limit
         self._open = list[str]()  # kinds of the streams that go on: a worker may be at a piece of another one first
         self._env, self._threads, self._connected = env, threads, False
-        self._ray = import_ray()
+        self._ray = import_extra("ray", ConfigError, NO_RAY)
 
     def __enter__(self) -> Self:
         with ExitStack() as failing:
@@ -229,48 +219,44 @@ class RayParallel:
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
     ) -> Iterator[tuple[Any, Any]]:
         """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
-        self._open.append(work.__name__)
-        try:
-            yield from self._stream(work, common, queue, tick)
-        finally:
-            self._open.remove(work.__name__)
-
-    def _stream(
-        self, work: Callable[..., Any], common: Task, queue: deque[Any], tick: Tick
-    ) -> Iterator[tuple[Any, Any]]:
         if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
             self._env.sampler.release()
             release_memory()
         ray, name, shared, loading = self._ray, work.__name__, self._ray.put(common), 0.0
         free, busy = list(self.actors), dict[Any, Any]()
-        while queue or busy:
-            while queue and free:
-                (key, task), actor = queue.popleft(), free.pop()
-                busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
-            longest = max(self._longest.get(kind, float("inf")) for kind in self._open)  # none known: never
-            limit = max(STILL_S, STILL_TIMES * longest)
-            done, until = list[Any](), time.monotonic() + limit + loading
-            with self._errors():
-                while not done and time.monotonic() < until:  # in seconds, between which a signal is heard
-                    done, _ = ray.wait(list(busy), timeout=1.0)
-                reply = ray.get(done[0]) if done else None
-            if reply is None:
-                self.say(f"no worker has given a result for {limit:.0f} s: they are killed and started again")
-                for actor in self.actors:
-                    ray.kill(actor, no_restart=False)
-                loading = START_S  # their next processes load the model first
-                continue
-            free.append(busy.pop(done[0]))
-            loading = 0.0
-            self._longest[name] = max(self._longest.get(name, 0.0), reply.seconds)
-            if reply.pid != self.pids[reply.number]:
-                self.say(f"worker {reply.number} was lost and started again; what it was doing ({name}) is done again")
-                self.pids[reply.number] = reply.pid
-            for _ in range(reply.ticks):
-                tick()
-            if self.meter is not None:
-                self.meter.tokens += reply.tokens
-            yield reply.key, reply.value
+        self._open.append(name)
+        try:
+            while queue or busy:
+                while queue and free:
+                    (key, task), actor = queue.popleft(), free.pop()
+                    busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
+                limit = max(STILL_S, STILL_TIMES * max(self._longest.get(kind, float("inf")) for kind in self._open))
+                done, until = list[Any](), time.monotonic() + limit + loading
+                with self._errors():
+                    while not done and time.monotonic() < until:  # in seconds, between which a signal is heard
+                        done, _ = ray.wait(list(busy), timeout=1.0)
+                    reply = ray.get(done[0]) if done else None
+                if reply is None:
+                    self.say(f"no worker has given a result for {limit:.0f} s: they are killed and started again")
+                    for actor in self.actors:
+                        ray.kill(actor, no_restart=False)
+                    loading = START_S  # their next processes load the model first
+                    continue
+                free.append(busy.pop(done[0]))
+                loading = 0.0
+                self._longest[name] = max(self._longest.get(name, 0.0), reply.seconds)
+                if reply.pid != self.pids[reply.number]:
+                    self.say(
+                        f"worker {reply.number} was lost and started again; what it was doing ({name}) is done again"
+                    )
+                    self.pids[reply.number] = reply.pid
+                for _ in range(reply.ticks):
+                    tick()
+                if self.meter is not None:
+                    self.meter.tokens += reply.tokens
+                yield reply.key, reply.value
+        finally:
+            self._open.remove(name)
 
 
 def open_parallel(config: Config, env: RolloutEnv, say: Callable[[str], None]) -> AbstractContextManager[Parallel]:
