@@ -218,6 +218,12 @@ def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_device_is_written_and_not_replaced(monkeypatch, capfdbinary):
+    monkeypatch.setattr(os, "replace", lambda *paths: pytest.fail(f"{paths[1]} would be replaced"))
+    write_atomic(Path("/dev/stdout"), b"page")
+    assert capfdbinary.readouterr().out == b"page"
+
+
 def test_everything_is_on_disk_before_a_checkpoint_gets_its_number(tmp_path, monkeypatch):
     """What a loss of power would need: lines, files, then their folder, then the rename, then its folder."""
     order: list[str] = []
