@@ -353,7 +353,8 @@ class Run:
     def _evaluate(self, final: dict[str, AdapterStack]) -> None:
         """Held-out pass@k of arms that are final and not measured yet; saved."""
         config = self.config
-        measured = {row["arm"] for row in self.folder.rows("metrics.jsonl") if row["event"] == "evaluation"}
+        written = self.folder.rows("metrics.jsonl")
+        measured = {row["arm"] for row in written if row["event"] == "evaluation"}
         policies: dict[str, AdapterStack] = {a: final[a] for a in config.arms.run if a in final.keys() - measured}
         if not policies:
             return
@@ -362,7 +363,7 @@ class Run:
         name = "evaluation" if self.state.stage == "evaluate" else f"evaluation of {' and '.join(policies)}"
         with self.progress.task(name, len(self.hard_test)) as advance:
             rows = self._held_out(policies, advance)
-        events, curves = [], [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "curve"]
+        events, curves = [], [row for row in written if row["event"] == "curve"]
         for arm, row in zip(policies, rows, strict=True):
             spent = {"total_tokens": sum(tokens[arm].values()), "tokens": tokens[arm]}
             head = {"event": "evaluation", "arm": arm, "problems": len(self.hard_test)}
