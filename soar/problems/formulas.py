@@ -8,7 +8,7 @@ import math
 import operator
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
@@ -34,7 +34,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     **{name: getattr(MP, name) for name in LEXICON["functions"].split()},
     **{f"arc{name}": getattr(MP, f"a{name}") for name in ("sin", "cos", "tan")}, "ln": MP.log, "abs": abs, "cis": MP.expj,
 }  # fmt: skip
-SEVERAL: dict[str, Any] = {"max": max, "min": min, "gcd": math.gcd, "lcm": math.lcm}
+SEVERAL = ("max", "min", "gcd", "lcm")
 TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", "cdot", "times", "infinity", "inf"])
 """Names that are commands without their backslash too."""
 OPEN, CLOSING = ("(", "[", "{", "\\{", "<("), (")", "]", "}", "\\}", ")>")
@@ -48,12 +48,9 @@ PERIODIC = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{|\\dot\s*\{?|\()(\
 GIVEN_NAME = re.compile("[A-Z][aeiou][a-z]|[AEIOU][a-z]{2}")
 WHOLE_FRACTION = re.compile(r"frac(?:\d\d|\{\d+\}\d|\{\d+\}\{\d+\}|\d\{\d+\})")
 TEXT_MARKS = {"\x01": True, "\x02": False}
-KINDS = {  # of nodes, by the sign or command
-    "+": "add", "-": "sub", "*": "mul", "/": "div", "over": "div", "choose": "binom",
-    "!": "fact", "%": "percent", "circ": "degree",
-}  # fmt: skip
 
 Node = tuple[Any, ...]
+"""("num", value, decimal places), ("var", name), or a key of OPERATIONS with its operands."""
 
 
 class Unreadable(Exception):
@@ -149,7 +146,7 @@ class Parser:
         """An expression, or two with `\\over` or `\\choose` between them, up to the closing bracket `end`."""
         node = self.expression()
         if kind := self.take("over", "choose"):
-            node = (KINDS[kind], node, self.expression())
+            node = (kind, node, self.expression())
         if end:
             self.expect(end)
         return node
@@ -162,7 +159,7 @@ class Parser:
         negative = self.take("+", "-") == "-"
         node: Node = ("neg", self.term()) if negative else self.term()
         while sign := self.take("+", "-"):
-            node = (KINDS[sign], node, self.term())
+            node = (sign, node, self.term())
         self.depth -= 1
         return node
 
@@ -171,13 +168,13 @@ class Parser:
         node = self.power()
         while True:
             if sign := self.take("*", "/"):
-                node = (KINDS[sign], node, ("neg", self.power()) if self.take("-") else self.power())
+                node = (sign, node, ("neg", self.power()) if self.take("-") else self.power())
             elif self.mixed(node):
                 right = self.primary()
-                node = ("add", node, ("div", right, self.primary()) if self.take("/") else right)
-                node = ("percent", node) if self.take("%") else node
+                node = ("+", node, ("/", right, self.primary()) if self.take("/") else right)
+                node = ("%", node) if self.take("%") else node
             elif self.starts(node):
-                node = ("mul", node, self.power())
+                node = ("*", node, self.power())
             else:
                 return node
 
@@ -185,7 +182,7 @@ class Parser:
         """Whether a factor begins here, so that it is multiplied with what stands before."""
         token = self.peek()
         if token.kind == "num":
-            return self.tokens[self.place - 1].is_a(")", "}") or left[0] in ("var", "pi", "e", "i", "fact")
+            return self.tokens[self.place - 1].is_a(")", "}") or left[0] in ("var", "pi", "e", "i", "!")
         return token.kind == "var" or token.is_a("(", "{", "[") or (token.text == "|" and not self.bars) or (
             token.kind == "cmd" and token.text not in ENDING
         )  # fmt: skip
@@ -209,9 +206,9 @@ class Parser:
         if self.take("circ"):
             if braces:
                 self.expect("}")
-            return ("degree", node)
+            return ("circ", node)
         node = ("pow", node, self.exponent())
-        return ("fact", node) if self.take("!") else node
+        return ("!", node) if self.take("!") else node
 
     def exponent(self) -> Node:
         """What stands behind `^`; a tower is read from the right."""
@@ -224,9 +221,9 @@ class Parser:
         """A value with `!`, `%` or a sign of degrees behind it."""
         node = self.primary()
         while sign := self.take("!", "%", "circ"):
-            if KINDS[sign] == node[0]:
+            if sign == node[0]:
                 raise Unreadable("twice")
-            node = (KINDS[sign], node)
+            node = (sign, node)
         return node
 
     def argument(self) -> Node:
@@ -255,7 +252,7 @@ class Parser:
             self.bars += 1
             node = self.whole("|")
             self.bars -= 1
-            return ("abs", node)
+            return ("|", node)
         raise Unreadable(f"{token.text!r} begins no value")
 
     def name(self, letter: str) -> Node:
@@ -279,7 +276,7 @@ class Parser:
         if name in ("pi", "infty", "i"):
             return (name,)
         if name in ("frac", "binom"):
-            return ("div" if name == "frac" else "binom", self.argument(), self.argument())
+            return (name, self.argument(), self.argument())
         if name == "sqrt":
             degree: Node = self.whole("]") if self.take("[") else ("num", Fraction(2), 0)
             return ("root", self.argument(), degree)
@@ -292,7 +289,7 @@ class Parser:
             while self.take(","):
                 parts.append(self.expression())
             self.expect(close)
-            return ("several", name, *parts)
+            return (name, *parts)
         if name in FUNCTIONS or name == "log":
             return self.function(name)
         if name in BOUNDED:
@@ -310,9 +307,9 @@ class Parser:
                 parts.append((mark + "=", self.expression()))
             if braces:
                 self.expect("}")
-        node: Node = ("add", ("var", name), self.term())
+        node: Node = ("+", ("var", name), self.term())
         for mark, part in parts:
-            node = ("mul", node, ("add", ("var", name + mark), part))
+            node = ("*", node, ("+", ("var", name + mark), part))
         return node
 
     def function(self, name: str) -> Node:
@@ -326,12 +323,12 @@ class Parser:
         else:
             value = self.power()
             while self.starts(value) and not self.peek().is_a("(", "[", *FUNCTIONS, "log"):
-                value = ("mul", value, self.power())
-            while value[0] in ("pi", "mul") and self.take("/"):
-                value = ("div", value, self.power())
+                value = ("*", value, self.power())
+            while value[0] in ("pi", "*") and self.take("/"):
+                value = ("/", value, self.power())
         if exponent == ("neg", ("num", Fraction(1), 0)) and name in ("sin", "cos", "tan"):
-            return ("call", "a" + name, value)
-        node: Node = ("log", value, base) if name == "log" else ("call", name, value)
+            return ("a" + name, value)
+        node: Node = (name, value, base) if name == "log" else (name, value)
         return node if exponent is None else ("pow", node, exponent)
 
 
@@ -346,9 +343,12 @@ def numeral(text: str) -> Node:
     return ("num", Fraction(mantissa.removesuffix(".")) * Fraction(10) ** int(exponent or 0), places)
 
 
-def imaginary(node: Node) -> bool:
-    """Whether the imaginary unit stands in a tree."""
-    return node[0] == "i" or any(imaginary(part) for part in node[1:] if isinstance(part, tuple))
+def nodes(tree: Node) -> Iterator[Node]:
+    """A tree and all trees in it."""
+    yield tree
+    for part in tree[1:]:
+        if isinstance(part, tuple):
+            yield from nodes(part)
 
 
 def point(name: str, k: int) -> Fraction:
@@ -371,21 +371,12 @@ def evaluate(node: Node, k: int) -> Any:
 
 
 def _evaluate(node: Node, k: int) -> Any:
-    kind = node[0]
+    kind, *parts = node
     if kind == "num":
-        return node[1]
+        return parts[0]
     if kind == "var":
-        return point(node[1], k)
-    if kind in CONSTANTS:
-        return CONSTANTS[kind]
-    if kind == "several":
-        values = [_evaluate(part, k) for part in node[2:]]
-        if node[1] in ("gcd", "lcm"):
-            return Fraction(SEVERAL[node[1]](*map(_whole, values)))
-        return SEVERAL[node[1]](values, key=real)
-    if kind == "call":
-        return FUNCTIONS[node[1]](real(_bound(_evaluate(node[2], k))))
-    return OPERATIONS[kind](*(_evaluate(part, k) for part in node[1:]))
+        return point(parts[0], k)
+    return OPERATIONS[kind](*(_evaluate(part, k) for part in parts))
 
 
 def real(value: Any) -> Any:
@@ -393,10 +384,10 @@ def real(value: Any) -> Any:
     return MP.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
-def _whole(value: Any) -> int:
-    if not isinstance(value, Fraction) or value.denominator != 1:
-        raise ValueError("no whole number")
-    return value.numerator
+def _whole(operation: Callable[..., int], *values: Any) -> Fraction:
+    if not all(isinstance(value, Fraction) and value.denominator == 1 for value in values):
+        raise ValueError("no whole numbers")
+    return Fraction(operation(*(value.numerator for value in values)))
 
 
 def _bits(value: Fraction) -> int:
@@ -461,20 +452,23 @@ def _binomial(a: Any, b: Any) -> Any:
     return Fraction(math.comb(int(a), int(b))) if whole else MP.binomial(real(a), real(b))
 
 
-def _round(a: Any, how: Callable[[Any], int]) -> Any:
+def _round(how: Callable[[Any], int], a: Any) -> Any:
     if not isinstance(a, Fraction):
         near = MP.nint(_bound(a, 10**30))
         a = near if abs(a - near) < CLOSE else a
     return Fraction(how(a))
 
 
-CONSTANTS = {"pi": +MP.pi, "e": +MP.e, "i": MP.mpc(0, 1), "infty": MP.inf}
+_divided = partial(both, operator.truediv)
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "add": partial(both, operator.add), "sub": partial(both, operator.sub), "mul": partial(both, operator.mul),
-    "div": partial(both, operator.truediv), "percent": lambda a: both(operator.truediv, a, Fraction(100)),
-    "neg": operator.neg, "pow": _power, "root": _nth_root, "fact": _factorial, "binom": _binomial, "abs": abs,
-    "floor": lambda a: _round(a, math.floor), "ceil": lambda a: _round(a, math.ceil),
-    "log": lambda a, base: MP.log(real(a)) / MP.log(real(base)), "degree": lambda a: real(a) * MP.pi / 180,
+    **{name: lambda a, function=function: function(real(_bound(a))) for name, function in FUNCTIONS.items()},
+    "pi": lambda: +MP.pi, "e": lambda: +MP.e, "i": lambda: MP.mpc(0, 1), "infty": lambda: MP.inf,
+    "+": partial(both, operator.add), "-": partial(both, operator.sub), "*": partial(both, operator.mul),
+    "/": _divided, "over": _divided, "frac": _divided, "%": lambda a: _divided(a, Fraction(100)),
+    "neg": operator.neg, "pow": _power, "root": _nth_root, "!": _factorial, "binom": _binomial, "choose": _binomial,
+    "|": abs, "floor": partial(_round, math.floor), "ceil": partial(_round, math.ceil), "gcd": partial(_whole, math.gcd),
+    "lcm": partial(_whole, math.lcm), "max": lambda *parts: max(parts, key=real), "min": lambda *parts: min(parts, key=real),
+    "log": lambda a, base: MP.log(real(a)) / MP.log(real(base)), "circ": lambda a: real(a) * MP.pi / 180,
 }  # fmt: skip
 
 

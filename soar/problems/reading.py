@@ -16,7 +16,7 @@ from itertools import accumulate, dropwhile, islice, pairwise, product
 from typing import Any, NamedTuple
 
 from soar.problems.answers import LEXICON, mark_up
-from soar.problems.formulas import POINTS, Node, Parser, Token, Unreadable, close, evaluate, numeral, real, tokenize
+from soar.problems.formulas import POINTS, Node, Parser, Token, Unreadable, close, evaluate, nodes, real, tokenize
 from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
@@ -32,13 +32,6 @@ LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarr
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
 
 
-def variables(node: Node) -> frozenset[str]:
-    """Names of the variables of a tree."""
-    if node[0] == "var":
-        return frozenset([node[1]])
-    return frozenset().union(*(variables(part) for part in node[1:] if isinstance(part, tuple)))
-
-
 @dataclass(frozen=True)
 class Scalar:
     """A number or an expression. places: decimal places of a plain decimal, else 0. product: its unit read as a variable."""
@@ -52,7 +45,7 @@ class Scalar:
     @cached_property
     def names(self) -> frozenset[str]:
         """Its variables."""
-        return variables(self.node)
+        return frozenset(node[1] for node in nodes(self.node) if node[0] == "var")
 
     @cached_property
     def values(self) -> tuple[Any, ...]:
@@ -114,7 +107,7 @@ Reading = Scalar | Named | Relation | Row | Pile | Region | Words
 def read(text: str) -> Reading:
     """What an answer says. Never raises; what is no mathematics is `Words`."""
     if PLAIN.fullmatch(text):
-        node = numeral(text.lstrip("-"))
+        node = Parser([Token("num", text.lstrip("-"))]).primary()
         return Scalar(("neg", node) if text[0] == "-" else node, places=node[2])
     plain = mark_up(text)
     bare = plain.replace("\x01", "").replace("\x02", "").strip()
@@ -286,7 +279,7 @@ def _equation(pieces: list[list[Token]], kinds: list[str]) -> Reading:
         return Named(left.text, value)  # `\\angle ABC = 60`
     if len(sides) == 2 and isinstance(left, Scalar) and isinstance(right, Scalar):
         letters = not right.names and all(token.kind == "var" or token.is_a("+") for token in pieces[0])
-        return Relation("=", ("sub", left.node, right.node), right if letters else None)
+        return Relation("=", ("-", left.node, right.node), right if letters else None)
     raise Unreadable("an equation of other things")
 
 
@@ -301,12 +294,12 @@ def _inequality(pieces: list[list[Token]], kinds: list[str]) -> Reading:
         side, end, above = (right, left, False) if right.names else (left, right, True)
         if side.node[0] == "var" and not end.names:
             parts.append(_half_line(kind, side.node[1], end, above))
-        elif kind != "!=" and side.node == ("abs", ("var", *side.names)) and not end.names:  # `|x - 2|` says no more
+        elif kind != "!=" and side.node == ("|", ("var", *side.names)) and not end.names:  # `|x - 2|` says no more
             low, high = Scalar(("neg", end.node)), end
             lines = (_half_line(kind, side.node[1][1], e, above == (e is high)) for e in (low, high))
             parts.append(combine("cup" if above else "cap", *lines))
         else:
-            parts.append(Relation(kind, ("sub", left.node, right.node)))
+            parts.append(Relation(kind, ("-", left.node, right.node)))
     return parts[0] if len(parts) == 1 else _join(parts, "and")
 
 
@@ -341,7 +334,7 @@ def _read_value(tokens: list[Token]) -> Reading:
         matrix_read = _read_value(tokens[matrix:])
         if isinstance(matrix_read, Row) and not factor.unit:
             unscaled = (row.parts for row in matrix_read.parts if isinstance(row, Row))
-            scaled = ((Scalar(("mul", factor.node, x.node)) for x in row if isinstance(x, Scalar)) for row in unscaled)
+            scaled = ((Scalar(("*", factor.node, x.node)) for x in row if isinstance(x, Scalar)) for row in unscaled)
             return Row("matrix", tuple(Row("&", tuple(row)) for row in scaled))
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
         return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
@@ -373,8 +366,8 @@ def _sum(pieces: list[list[Token]]) -> Scalar:
     falling = all(b.factor < a.factor for a, b in pairwise(units))
     if len(units) < len(parts) or len({u.powers for u in units}) > 1 or not falling:
         raise Unreadable("no sum of units")
-    total, *nodes = (("mul", p.node, ("num", u.factor / units[0].factor, 0)) for p, u in zip(parts, units, strict=True))
-    return _valued(Scalar(reduce(lambda a, b: ("add", a, b), nodes, total), units[0]))
+    total, *others = (("*", p.node, ("num", u.factor / units[0].factor, 0)) for p, u in zip(parts, units, strict=True))
+    return _valued(Scalar(reduce(lambda a, b: ("+", a, b), others, total), units[0]))
 
 
 def _bracket(kind: str, inner: list[Token]) -> Reading:
@@ -443,17 +436,18 @@ def _scalar(tokens: list[Token]) -> Scalar:
     parser = Parser(tokens)
     node = parser.whole()
     unit, scale, percent = read_unit([*tokens[parser.place :], *lead])
-    for kind in ("percent", "degree"):
+    for kind in ("%", "circ"):
         inner = node[1] if node[0] == kind else ("neg", node[1][1]) if node[0] == "neg" and node[1][0] == kind else None
         if inner is not None:
-            node, percent = inner, percent or kind == "percent"
-            unit = unit or (Unit((("degree", 1),)) if kind == "degree" else None)
+            node, percent = inner, percent or kind == "%"
+            unit = unit or (Unit((("degree", 1),)) if kind == "circ" else None)
     literal = node[1] if node[0] == "neg" else node
     places = literal[2] if literal[0] == "num" and scale == 1 else 0
-    node = node if scale == 1 else ("mul", node, ("num", Fraction(scale), 0))
-    if unit and unit.label and variables(node):
+    node = node if scale == 1 else ("*", node, ("num", Fraction(scale), 0))
+    made = Scalar(node, unit, percent, places, product)
+    if unit and unit.label and made.names:
         raise Unreadable("words behind a variable")
-    return _valued(Scalar(node, unit, percent, places, product))
+    return _valued(made)
 
 
 def _valued(made: Scalar) -> Scalar:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, normalize, read_letters, split_choice
-from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, imaginary, real
+from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, nodes, real
 from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Words, as_region, read
 from soar.problems.units import Unit
 from soar.types import UserError, Verdict
@@ -49,7 +49,7 @@ def equal(a: Reading, b: Reading) -> bool:
         if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
             over, under = x.parts  # of 12:30 pm the last has a unit: a time is no ratio
             plain = isinstance(over, Scalar) and isinstance(under, Scalar) and not (over.unit or under.unit)
-            return plain and equal(Scalar(("div", over.node, under.node)), y)  # type: ignore[union-attr]
+            return plain and equal(Scalar(("/", over.node, under.node)), y)  # type: ignore[union-attr]
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
@@ -79,9 +79,9 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
     factor = a.unit.factor / b.unit.factor if a.unit and b.unit else 1
     for x, y in ((a, b), (b, a)):
         if x.unit == DEGREE and not y.unit and not isinstance(y.values[0], Fraction):  # an angle in radians
-            return _equal_scalars(Scalar(("degree", x.node)), y)
+            return _equal_scalars(Scalar(("circ", x.node)), y)
     places = max(a.places, b.places) if not (a.places and b.places) else 0
-    reals = (a.names or b.names) and not (imaginary(a.node) or imaginary(b.node))
+    reals = (a.names or b.names) and not any(node[0] == "i" for side in (a, b) for node in nodes(side.node))
     compared = 0
     for k in range(max(len(a.values), len(b.values))):
         x, y = a.values[k % len(a.values)], b.values[k % len(b.values)]
@@ -130,7 +130,7 @@ def _as_relation(reading: Reading) -> Relation | None:
     if isinstance(reading, Named) and isinstance(reading.value, Scalar):
         letters = reading.name if reading.name.isalpha() and reading.name.islower() else [reading.name]
         product: list[Node] = [("var", letter) for letter in letters]
-        return Relation("=", ("sub", reduce(lambda a, b: ("mul", a, b), product), reading.value.node))
+        return Relation("=", ("-", reduce(lambda a, b: ("*", a, b), product), reading.value.node))
     return reading if isinstance(reading, Relation) else None
 
 
