@@ -72,7 +72,8 @@ class Worker:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
         meter: Any = self.env.sampler
         meter.on_tokens = no_tick
-        ticks, started, before = list[None](), time.monotonic(), meter.tokens
+        ticks: list[None] = []
+        started, before = time.monotonic(), meter.tokens
         try:
             value = work(self.env, lambda tokens=0: ticks.append(None), *common, *task)
         except RuntimeError as error:
@@ -107,7 +108,8 @@ def connect(ray: Any, config: Config) -> bool:
     Raises ConfigError when it does not answer."""
     if ray.is_initialized():
         return False
-    cluster, options = config.cluster, dict[str, Any]()
+    cluster = config.cluster
+    options: dict[str, Any] = {}
     if not cluster.address:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"num_cpus": max(os.cpu_count() or 1, cluster.workers), "object_store_memory": STORE_BYTES}
@@ -143,9 +145,10 @@ class RayParallel:
         self.config, self.cluster, self.say = config, config.cluster, say
         self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
-        self.actors, self.pids = list[Any](), dict[int, int]()  # pids: number of a worker -> its process
+        self.actors: list[Any] = []
+        self.pids: dict[int, int] = {}  # number of a worker -> its process
         self._longest: dict[str, float] = {}  # seconds of a finished piece by kind; without one yet: no limit
-        self._open = list[str]()  # kinds of the streams that go on: a worker may be at a piece of another one first
+        self._open: list[str] = []  # kinds of the streams that go on: a worker may be at a piece of another one first
         self._env, self._threads, self._connected = env, threads, False
         self._ray = import_extra("ray", ConfigError, NO_RAY)
 
@@ -223,7 +226,8 @@ class RayParallel:
             self._env.sampler.release()
             release_memory()
         ray, name, shared, loading = self._ray, work.__name__, self._ray.put(common), 0.0
-        free, busy = list(self.actors), dict[Any, Any]()
+        free = list(self.actors)
+        busy: dict[Any, Any] = {}
         self._open.append(name)
         try:
             while queue or busy:
@@ -231,7 +235,8 @@ class RayParallel:
                     (key, task), actor = queue.popleft(), free.pop()
                     busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
                 limit = max(STILL_S, STILL_TIMES * max(self._longest.get(kind, float("inf")) for kind in self._open))
-                done, until = list[Any](), time.monotonic() + limit + loading
+                done: list[Any] = []
+                until = time.monotonic() + limit + loading
                 with self._errors():
                     while not done and time.monotonic() < until:  # in seconds, between which a signal is heard
                         done, _ = ray.wait(list(busy), timeout=1.0)
