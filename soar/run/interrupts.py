@@ -45,7 +45,8 @@ class StopRequest:
     exit_code = PAUSED
 
     def __init__(self) -> None:
-        self._children, self._lock = list[subprocess.Popen[bytes]](), threading.RLock()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.RLock()
 
     def check(self) -> None:
         """Raises Stopped when asked to stop."""
@@ -56,6 +57,7 @@ class StopRequest:
         """A process that hears the signals that this one hears from here on. Raises Stopped when asked to stop already."""
         with self._lock:
             self.check()  # a group of its own, which a terminal and `timeout` do not signal as well
+            self._children = [child for child in self._children if child.poll() is None]
             self._children.append(subprocess.Popen(command, process_group=0, preexec_fn=_end_with_parent, **how))
             return self._children[-1]
 
