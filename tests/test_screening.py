@@ -19,7 +19,7 @@ from soar.cli import main
 from soar.config import ConfigError
 from soar.domains.world import get_world
 from soar.run import screen as screening
-from soar.run.folder import RunFolder
+from soar.run.folder import EVIDENCE, RunFolder
 from soar.run.interrupts import Stopped
 from soar.run.screen import screen, screen_event, table_lines, what_fits
 from soar.types import Problem, Screening
@@ -128,7 +128,7 @@ def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(tm
         run(folder)
     assert len(calls) == 2 and len(seen) == calls[1] + 1, "the stop came with the first token of the second call"
     assert len({done for done, _ in seen if 0 < done < 16}) > 2, "progress moved inside of the first call"
-    assert len(read_jsonl(tmp_path / "cut" / screening.SCREEN_FILE)) == 3  # the header and the first call
+    assert len(read_jsonl(tmp_path / "cut" / EVIDENCE)) == 3  # the header and the first call
     with RunFolder(tmp_path / "cut", config, [], resume=True) as folder:
         resumed = run(folder)
     monkeypatch.setattr(screening, "ROWS_CPU", (512, 512))

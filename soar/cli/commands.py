@@ -27,7 +27,7 @@ from soar.problems.pool import VerifierPool
 from soar.problems.sources import split_source
 from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.page import write_report
-from soar.report.text import result_lines, summary_lines
+from soar.report.text import fill, result_lines, summary_lines
 from soar.report.watch import follow, web_server
 from soar.run import folder as folders
 from soar.run.interrupts import StopRequest, resume_command
@@ -504,6 +504,6 @@ def review(
         raise BadParameter("--accept and --reject exclude each other")
     if accept or reject:
         folders.decide(run, folders.ACCEPTED if accept else folders.REJECTED, by or os.environ.get("USER", "unknown"))
-    print("\n".join(folders.lines(folders.read(run))))
+    print(fill("review.txt", review=folders.read(run)))
     if accept or reject:
         print(f"continue with: {resume_command(run)}")

@@ -26,7 +26,6 @@ from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, summary_of
 from soar.report.runs import REVIEW_FILE as FILE
-from soar.report.text import fill
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
@@ -325,18 +324,6 @@ def decide(folder: Path, decision: str, by: str) -> None:
     files.write_json(folder / FILE, files.finite({**read(folder), "decision": decision, "by": by}))
 
 
-def lines(review: Row) -> list[str]:
-    """What a person needs to decide, as lines for a terminal; text of the model has its control characters escaped."""
-
-    def text(value: object) -> str:
-        return files.visible(str(value)[:1000].replace("\n", "\u2424"))
-
-    def signed(value: object) -> str:
-        return f"{value:+.4f}" if isinstance(value, int | float) else "-"
-
-    return fill("review.txt", review=review, text=text, signed=signed).split("\n")
-
-
 _ADVICE = f"keep a copy of {HASHES} elsewhere, and compare"
 BLIND = f"not found by this: changes of somebody who wrote {HASHES}, checkpoints and events again to fit; {_ADVICE}"
 ALWAYS = ("manifest.json", "metrics.jsonl", "hard/train.jsonl", "hard/test.jsonl", "summary.json")  # of a finished run
@@ -356,20 +343,19 @@ def examine(folder: Path) -> list[Check]:
     if not runs:
         why = "no run folder: it has no manifest.json"
         raise ReportError(f"{folder}: {why}; give the folder that a `soar` command wrote")
-    checks = []
+    checks: list[Check] = []
     for run in runs:
         name = "" if run == folder else f"{run.relative_to(folder)}: "
-        events = files.read_jsonl(run / "metrics.jsonl")[0]
-        config = files.read_object(run / "manifest.json")[0].get("config", {})
-        parts = (_readable(run, events), _hashes(run), _config_kept(run, config), _summary(run, events, config))
-        checks += [(f"{name}{what}", complaints) for what, complaints in parts]
+        checks += [(f"{name}{what}", complaints) for what, complaints in _checks(run)]
     return checks
 
 
-def _readable(run: Path, events: list[Row]) -> Check:
+def _checks(run: Path) -> Iterator[Check]:
+    events = files.read_jsonl(run / "metrics.jsonl")[0]
     manifest, complaints = files.read_object(run / "manifest.json")
+    config = manifest.get("config", {})
     try:
-        build(manifest.get("config", {}), f"{run}/manifest.json")
+        build(config, f"{run}/manifest.json")
     except ConfigError as error:
         complaints.append(str(error))
     lines = sorted([*run.glob("*.jsonl"), *run.glob("hard/*.jsonl")])
@@ -378,7 +364,14 @@ def _readable(run: Path, events: list[Row]) -> Check:
     keys = [(kind, row.get(ONCE[kind])) for row in events for kind in ONCE if row.get("event") == kind]
     counts = Counter(f"{kind} {key!r:.40}" for kind, key in keys)
     complaints += [f"metrics.jsonl: {name} stands {n} times" for name, n in counts.items() if n > 1]
-    return (f"{len(lines) + 1} files can be read, every line is whole, no event stands twice", complaints)
+    yield f"{len(lines) + 1} files can be read, every line is whole, no event stands twice", complaints
+    yield _hashes(run)
+    saved = sorted(path for path in run.glob("state/[0-9]*/state.json") if path.parent.name.isdecimal())
+    beside = files.read_object(saved[-1])[0].get("beside") if saved else None
+    begun = beside.get("config") if isinstance(beside, dict) else None
+    changed = difference(begun, config) if isinstance(begun, dict) and isinstance(config, dict) else []
+    yield "config of the newest checkpoint", [f"manifest.json: the config was changed: {line}" for line in changed]
+    yield _summary(run, events, config)
 
 
 def _hashes(run: Path) -> Check:
@@ -394,14 +387,6 @@ def _hashes(run: Path) -> Check:
         if files.sha256_of(run / name) != hashes[name]:
             complaints.append(f"{name} was changed after the run: its sha256 is not that in {HASHES}")
     return (f"hashes of {len(hashes)} files", complaints)
-
-
-def _config_kept(run: Path, config: Any) -> Check:
-    saved = sorted(path for path in run.glob("state/[0-9]*/state.json") if path.parent.name.isdecimal())
-    beside = files.read_object(saved[-1])[0].get("beside") if saved else None
-    begun = beside.get("config") if isinstance(beside, dict) else None
-    changed = difference(begun, config) if isinstance(begun, dict) and isinstance(config, dict) else []
-    return ("config of the newest checkpoint", [f"manifest.json: the config was changed: {line}" for line in changed])
 
 
 def _summary(run: Path, events: list[Row], config: Any) -> Check:

@@ -25,7 +25,7 @@ from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
 from soar.report.text import fill
-from soar.run.folder import RunFolder
+from soar.run.folder import EVIDENCE, RunFolder
 from soar.run.interrupts import Stopped, StopRequest
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
@@ -113,7 +113,6 @@ def table_lines(event: Row, config: Config) -> list[str]:
     return fill("screen.txt", event=event, config=config, few_mixed=FEW_MIXED, **words).split("\n")
 
 
-SCREEN_FILE = "hard/screen.jsonl"
 FIRST_WAVE, GROWTH, MOST_WAVE = 8, 4, 32  # attempts at each problem: 8, 24 more, then 32 at a time
 ROWS_CPU = (8, 512)  # rows of a call on a CPU, fewest and most: what a stop in the middle of it can lose ...
 CALL_FLOP = 1e13  # ... is one or two minutes of work, by the size of the model
@@ -173,10 +172,10 @@ def screen(
     Calls are cut from the whole list, so a resumed screening computes with the batches of an uninterrupted one. Rows of
     another run may have another seed, which the rest is then drawn with too; rows made in another way raise DataError.
     on_attempts(done, total): within calls too, from any thread; it may raise. Returns problem id -> Screening."""
-    if not (kept := folder.rows(SCREEN_FILE, partial(_sound, config.screen.attempts))):
-        folder.append(SCREEN_FILE, kept := [{"evidence": evidence}])
+    if not (kept := folder.rows(EVIDENCE, partial(_sound, config.screen.attempts))):
+        folder.append(EVIDENCE, kept := [{"evidence": evidence}])
     recorded, wanted = kept[0]["evidence"], {key: value for key, value in evidence.items() if key not in FREE}
-    check_evidence(recorded, wanted, f"{folder.path}/{SCREEN_FILE}")
+    check_evidence(recorded, wanted, f"{folder.path}/{EVIDENCE}")
     config = config.model_copy(update={"seed": recorded.get("seed", config.seed)})
     counts: dict[str, Screening] = defaultdict(lambda: Screening(0, 0))
     counts |= {row["id"]: Screening(row["successes"], row["attempts"], row["truncated"]) for row in kept[1:]}
@@ -204,7 +203,7 @@ def screen(
                 for p, new in fresh:
                     old = counts[p.id]
                     counts[p.id] = Screening(old.successes + new.successes, last, old.truncated + new.truncated)
-                folder.append(SCREEN_FILE, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
+                folder.append(EVIDENCE, [{"id": p.id, **asdict(counts[p.id])} for p, _ in fresh])
                 done, drawn = done + len(fresh) * (last - first), 0
                 heard()
     finally:
@@ -232,9 +231,9 @@ def _sound(attempts: int, row: Row, number: int) -> bool:
 
 def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
     """Copy the screening of another run folder, unless this one has begun its own. Raises ConfigError for other problems."""
-    if (folder.path / SCREEN_FILE).is_file():
+    if (folder.path / EVIDENCE).is_file():
         return
-    rows, notes = read_jsonl(place / SCREEN_FILE, SCREEN_FILE)
+    rows, notes = read_jsonl(place / EVIDENCE, EVIDENCE)
     if not rows:
         why = "; ".join(notes) or "it is empty"
         raise ConfigError(f"screen.from_run = {str(place)!r}: {why}; give a run folder that was screened")
@@ -244,7 +243,7 @@ def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
             f"screen.from_run = {str(place)!r}: it screened other problems (hashes.problems in its manifest.json is not "
             "this run's); give a run of the same problems and problems.limit, or leave the key out"
         )
-    folder.append(SCREEN_FILE, rows)
+    folder.append(EVIDENCE, rows)
 
 
 @dataclass(frozen=True)
@@ -296,7 +295,7 @@ def find_hard(
                 safe_point()
 
             found = screen(env, problems, config, folder, evidence, note)
-        if rows := folder.rows(SCREEN_FILE):  # of another run, where its screening is used again
+        if rows := folder.rows(EVIDENCE):  # of another run, where its screening is used again
             evidence = rows[0]["evidence"]
     else:
         found = {problem.id: Screening(0, 0) for problem in problems}
