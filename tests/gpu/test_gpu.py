@@ -140,7 +140,7 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing):
 
 
 START = ["tiny", *sets(*TINY, *CHANGES, "model.device=cuda")]
-POINTS = [("soar.loop.teacher", 1), ("soar.loop.student", 6)]
+POINTS = [("soar.loop.teacher", 1), ("soar.loop.student", 2)]
 """Amid the second outer step (before the teacher learns), and amid the students of a later one."""
 
 # Ends the process by SIGKILL at the n-th call of the update of the named file.
