@@ -97,11 +97,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def kill_amid(out: Path) -> None:
-    """Kill a worker when two fifths of the second outer step have passed, by the seconds of the first."""
-    while not (done := [row for row in rows_of(out / "metrics.jsonl") if row["event"] == "outer_step"]):
+def kill_amid(out: Path, last: int) -> None:
+    """Kill a worker when two fifths of outer step number `last` have passed, by the seconds of the one before it."""
+    while len(done := [row for row in rows_of(out / "metrics.jsonl") if row["event"] == "outer_step"]) < last:
         time.sleep(0.05)
-    time.sleep(0.4 * done[0]["seconds"])
+    time.sleep(0.4 * done[-1]["seconds"])
     for title in Path("/proc").glob("[0-9]*/cmdline"):
         if title.read_bytes().startswith(b"ray::Worker"):  # as Ray names the processes of that class
             os.kill(int(title.parent.name), signal.SIGKILL)
@@ -116,13 +116,14 @@ def one_run(out: Path, overrides: list[str], kill: bool) -> dict[str, Any]:
     from soar.run.pipeline import execute
     from soar.run.progress import Progress
 
+    config = load("paper-math", overrides)
     if kill:
-        threading.Thread(target=kill_amid, args=(out,), daemon=True).start()
+        threading.Thread(target=kill_amid, args=(out, config.teacher.steps - 1), daemon=True).start()
     said: list[str] = []
     progress = Progress(quiet=True)
     progress.say = said.append  # type: ignore[method-assign]
     began = time.perf_counter()
-    execute(load("paper-math", overrides), out, False, ["two_workers.py"], progress)
+    execute(config, out, False, ["two_workers.py"], progress)
     seconds = time.perf_counter() - began
     steps = [row for row in rows_of(out / "metrics.jsonl") if row["event"] == "outer_step"]
     timed = [row["seconds"] for row in steps]
