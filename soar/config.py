@@ -145,6 +145,7 @@ class TeacherConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`rewards`); none: it is never updated
+    votes: int = Field(0, ge=0)  # base model's attempts whose commonest answer replaces the written one; 0: as written
     subject: str = ""  # the field in the teacher prompt; "": that of the format
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
 

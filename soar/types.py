@@ -63,7 +63,7 @@ class Verdicts(list[Verdict]):
 
 class Reason(str, Enum):
     """Why a teacher text is not a problem (`domain.Grader.read`). REFUSED: the domain says no, and why in
-    `Rejection.detail`; READER_FAILED: its code raised or was killed at a limit."""
+    `Rejection.detail`; READER_FAILED: its code raised or was killed at a limit; the last two: `write.vote`."""
 
     NO_QUESTION = "no_question"
     NO_ANSWER = "no_answer"
@@ -75,6 +75,8 @@ class Reason(str, Enum):
     TOO_LONG = "too_long"
     REFUSED = "refused"
     READER_FAILED = "reader_failed"
+    NO_AGREEMENT = "no_agreement"
+    TOO_EASY = "too_easy"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 the teacher never meets a hard problem."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,10 @@ from soar.loop.promotion import decide
 from soar.loop.rewards import learnability, success_rates
 from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
-from soar.loop.write import TeacherError
+from soar.loop.write import TeacherError, teacher_prompt, vote
 from soar.problems.domain import make_problem
 from soar.report.runs import read_run
-from soar.types import Problem, Trial
+from soar.types import Problem, Reason, Rejection, Trial
 
 
 def settings_of(*overrides: str) -> Config:
@@ -188,14 +190,15 @@ def teacher_text(problem: Problem) -> str:
 
 
 class ScriptedSampler:
-    """Says the given texts, round and round."""
+    """Says the given texts, round and round, as if each were an attempt at the first prompt."""
 
     def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
         self.backbone, self.texts, self.said = backbone, list(texts), 0
 
     def sample(self, stack: Any, request: Request) -> Rollouts:
-        texts = [self.texts[(self.said + i) % len(self.texts)] for i in range(request.attempts)]
-        self.said += request.attempts
+        count = request.attempts * len(request.prompts_P_Q[0])
+        texts = [self.texts[(self.said + i) % len(self.texts)] for i in range(count)]
+        self.said += count
         return rollouts_of(self.backbone, texts, request.prompts_P_Q[0][0])
 
 
@@ -217,6 +220,35 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env):
     assert ["".join(text.split()) for text in said] == ["".join(teacher_text(p).split()) for p in problems]
     assert question_sets.sampled == 24
     assert question_sets.rejected == {"empty": 12}
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("77767", "7"),
+        ("78769", "7"),
+        ("7-7--", "7"),
+        ("78654", "no_agreement"),
+        ("-----", "no_agreement"),
+        ("77777", "too_easy"),
+    ],
+)
+def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env, said, kept):
+    config, (problem,), other = tiny_config("teacher.votes=5"), easy_problems(1), Rejection(Reason.EMPTY, "x")
+    loop, _ = writer(env, [f"{ANSWER_MARK} {answer}" if answer != "-" else "no" for answer in said], config)
+    (first, voted), tokens = vote(loop.env, config, [other, problem], seed=3)
+    assert (first, voted.name if isinstance(voted, Rejection) else voted.answer) == (other, kept) and tokens > 0
+    assert isinstance(voted, Rejection) or replace(voted, answer=problem.answer) == problem
+    loop.env.verifier = SimpleNamespace(compares=False)
+    with pytest.raises(ConfigError, match=r"teacher\.votes = 5: problems\.verifier = .* compares no answers"):
+        teacher_prompt(loop.env, config)
+
+
+def test_questions_are_written_until_enough_of_them_are_voted_for(env):
+    texts = [*map(teacher_text, easy_problems(2)), f"{ANSWER_MARK} 8", f"{ANSWER_MARK} 8"]  # two of four votes for 8
+    question_sets = writer(env, texts, tiny_config("teacher.votes=4"))[0].write()
+    assert [[problem.answer for problem in problems] for problems in question_sets.problems_G_Q] == [["8"] * 4] * 3
+    assert question_sets.tokens > int(question_sets.rollouts.length_B.sum())
 
 
 def test_teacher_error_names_reasons_and_last_outputs(env):

@@ -1,7 +1,7 @@
 """The teacher writes: rejection sampling of its texts until every dataset is full."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from soar import seeds
 from soar.config import Config, ConfigError
@@ -13,6 +13,7 @@ from soar.loop.rollout import HEAD, TAIL, RolloutEnv
 from soar.types import Problem, Reason, Rejection, UserError
 
 SHOWN = 2
+AGREED = (0.3, 0.9)  # share of votes for one answer with which a question is kept
 
 
 class TeacherError(UserError):
@@ -32,7 +33,13 @@ class QuestionSets:
 
 
 def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
-    """Token ids of the teacher prompt. Raises ConfigError when it leaves no room for the teacher's text."""
+    """Token ids of the teacher prompt. Raises ConfigError when it leaves no room for the teacher's text, or nothing can be
+    voted on."""
+    if config.teacher.votes and not getattr(env.verifier, "compares", True):
+        raise ConfigError(
+            f"teacher.votes = {config.teacher.votes}: problems.verifier = {config.problems.verifier!r} reads whole "
+            "completions and compares no answers; set teacher.votes to 0"
+        )
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, config.teacher.subject)
     tokens = config.teacher.sampling.max_tokens
     if len(prompt) + tokens > env.backbone.context:
@@ -65,8 +72,11 @@ def write_questions(
         rollouts = env.sampler.sample(teacher, Request([[prompt]], count, [[seed]], config.sampling))
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-        rows = []
-        for row, outcome in enumerate(read_pairs(env, run, texts, ended)):
+        outcomes, rows = read_pairs(env, run, texts, ended), []
+        if config.votes:
+            outcomes, spent = vote(env, run, outcomes, seeds.derive(seed, "votes"))
+            tokens += spent
+        for row, outcome in enumerate(outcomes):
             if len(accepted) == wanted:
                 break
             sampled += 1
@@ -92,6 +102,33 @@ def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bo
         if isinstance(outcome, Problem) and not env.room(outcome, config.student.sampling):
             outcomes[i] = Rejection(Reason.TOO_LONG, texts[i])
     return outcomes
+
+
+def vote(
+    env: RolloutEnv, config: Config, outcomes: list[Problem | Rejection], seed: int
+) -> tuple[list[Problem | Rejection], int]:
+    """The pairs with the answer that most of teacher.votes attempts of the base model give, and the tokens generated.
+
+    A question that more than AGREED[1] of them answer alike has nothing to teach; below AGREED[0] nobody knows its answer.
+    Labels and window as in R-Zero (arXiv 2508.05004).
+    """
+    votes, asked = config.teacher.votes, [outcome for outcome in outcomes if isinstance(outcome, Problem)]
+    if not asked:
+        return outcomes, 0
+    batch = env.rollout(None, [asked], votes, [seed], config.student.sampling, env.threads)
+    answers, chosen = env.verifier.read_answers(batch.texts), list[str]()
+    for first in range(0, len(answers), votes):
+        given = Counter(answer for answer in answers[first : first + votes] if answer)
+        chosen += [given.most_common(1)[0][0] if given else ""] * votes
+    verdicts = env.verifier.check_answers(answers, chosen)
+    read = list(outcomes)
+    for k, i in enumerate(i for i, outcome in enumerate(outcomes) if isinstance(outcome, Problem)):
+        share = sum(verdict.solved for verdict in verdicts[k * votes : (k + 1) * votes]) / votes
+        read[i] = replace(asked[k], answer=chosen[k * votes])
+        if not AGREED[0] <= share <= AGREED[1]:
+            reason = Reason.TOO_EASY if share > AGREED[1] else Reason.NO_AGREEMENT
+            read[i] = Rejection(reason, asked[k].question)
+    return read, batch.tokens
 
 
 def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], last: list[str]) -> str:

@@ -98,6 +98,7 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     wanted, students = teacher.datasets * teacher.questions, teacher.datasets * student.repeats
     pairs = teacher.steps * wanted
     texts = max(pairs * TEXTS_PER_PAIR, teacher.steps * texts_at_once(wanted, wanted))
+    votes = 2.0 * pairs * teacher.votes  # about half of the pairs are kept
     inner = teacher.steps * min(student.max_steps, student.steps)
     sampled = float(students * inner * student.prompts_per_step * student.attempts)
     asked, once = min(reward.questions, hard - held_out), 1 if reward.mode == "greedy" else reward.baseline_attempts
@@ -108,7 +109,7 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     learned = pairs * (TEACHER_PROMPT + a["teacher_tokens"]) * (teacher.reward != "none")
     tokens = measured * a["hard_tokens"] + intrinsic * a["question_tokens"]
     loop = [
-        Work("loop", "teacher writes", texts, texts * a["teacher_tokens"]),
+        Work("loop", "teacher writes", texts + votes, texts * a["teacher_tokens"] + votes * a["question_tokens"]),
         Work("loop", TRAIN, sampled, sampled * a["question_tokens"], trained, student.optimizer.kl > 0),
         Work("loop", MEASURE, measured + intrinsic, tokens),
         Work("loop", "teacher learns", 0.0, 0.0, learned, teacher.optimizer.kl > 0),
