@@ -1,4 +1,4 @@
-"""The figures of docs/results/maths.md from the counts beside it: SOAR's first runs, two kill tests, the questions.
+"""The figures of docs/results/maths.md from the counts beside it: SOAR's first runs, four kill tests, the questions.
 
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, and cut off in at most this share of them
+VARIANTS = {"soar": "", "untrained": "select_only_", "written": "as_written_", "cheaper": ""}
 KEPT = ("pass_at", "interval_95", "total_tokens", "seeds")
 
 
@@ -57,7 +59,7 @@ def from_study(study: Path, out: Path) -> None:
     for row in results["arms"]:
         at = row["pass_at"].items()
         means, intervals = ({k: entry[key] for k, entry in at} for key in ("mean", "interval_95"))
-        name = row["arm"] if row["variant"] == "soar" else "select_only_" + row["arm"]
+        name = VARIANTS[row["variant"]] + row["arm"]
         arms[name] = dict(zip(KEPT, (means, intervals, row["total_tokens"], len(row["seeds"])), strict=True))
     document = {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(results["seeds"]), "arms": arms}
     out.write_text(json.dumps({**document, "comparisons": results["comparisons"]}, indent=1) + "\n", encoding="utf-8")
@@ -74,6 +76,7 @@ def main() -> None:
             first_run(Path(*arguments) if arguments else default)
             kill_test(Path(*arguments) if arguments else default)
             third_kill_test(Path(*arguments) if arguments else default)
+            fourth_kill_test(Path(*arguments) if arguments else default)
 
 
 def first_run(folder: Path) -> None:
@@ -144,9 +147,32 @@ def kill_test(folder: Path) -> None:
 
 
 def third_kill_test(folder: Path) -> None:
-    """Every reading of the held-out half, differences of their pass@1 (t interval over problems), and the steps."""
-    events, rates = rows(folder / "maths-kill-3.jsonl"), {}
     print(f"{len(practice(folder))} problems to practise on")
+    middle = "real after 31 steps"
+    pairs = ((middle, "base"), (middle, "hard_only after 31 steps"), (middle, "hard_only"), ("hard_only", "base"),
+             ("real", "base"), ("real", middle))  # fmt: skip
+    spans = {"hard_only": ((0, 8), (31, 39), (43, 51)), "real": ((0, 8), (32, 40), (40, 48), (52, 60))}
+    readings(rows(folder / "maths-kill-3.jsonl"), pairs, spans)
+
+
+def fourth_kill_test(folder: Path) -> None:
+    asked = [row for row in rows(folder / "maths-kill-4-questions.jsonl") if "right_by_hand" in row]
+    print(f"voted answers right by hand: {sum(row['right_by_hand'] for row in asked)} of {len(asked)}")
+    arms, plain = ("real", "base_t", "pq"), "hard_only after 32 steps"
+    pairs = [(f"{arm} after 32 steps", other) for other in ("base", plain, "hard_only") for arm in arms]
+    pairs += [
+        ("base_t after 32 steps", "pq after 32 steps"),
+        ("pq after 16 steps", "pq after 32 steps"),
+        (plain, "base"),
+    ]
+    readings(rows(folder / "maths-kill-4.jsonl"), pairs, dict.fromkeys((*arms, "hard_only"), ((0, 8), (24, 32))))
+
+
+def readings(
+    events: list[dict[str, Any]], pairs: Iterable[tuple[str, str]], spans: dict[str, tuple[tuple[int, int], ...]]
+) -> None:
+    """Every reading of the held-out half, differences of their pass@1 (t interval over problems), and the steps."""
+    rates = {}
     for row in events:
         if row["event"] in ("curve", "evaluation"):
             name = row["arm"] + (f" after {row['step']} steps" if row["event"] == "curve" else "")
@@ -155,27 +181,22 @@ def third_kill_test(folder: Path) -> None:
             low, high = clopper_pearson(hit, n)
             of = f"{hit} of {n} [{low:.1%}, {high:.1%}], {sum(row['correct'])} hits"
             print(f"{name}: {row['total_tokens']:,} tokens, {of}, pass@1 {rates[name].mean():.2%}")
-    middle = "real after 31 steps"
-    for one, other in (
-        (middle, "base"),
-        (middle, "hard_only after 31 steps"),
-        (middle, "hard_only"),
-        ("hard_only", "base"),
-        ("real", "base"),
-        ("real", middle),
-    ):
+    for one, other in pairs:
         test = ttest_1samp(100 * (rates[one] - rates[other]), 0)
         (low, high), mean = test.confidence_interval(), 100 * (rates[one] - rates[other]).mean()
         print(f"  {one} - {other}: {mean:+.2f} [{low:+.2f}, {high:+.2f}] points, p {test.pvalue:.4f}")
-    for arm, spans in (("hard_only", ((0, 8), (31, 39), (43, 51))), ("real", ((0, 8), (32, 40), (40, 48), (52, 60)))):
+    for arm, parts in spans.items():
         steps = [row for row in events if row["event"] == "arm_step" and row["arm"] == arm]
-        for first, end in spans:
+        for first, end in parts:
             part = steps[first:end]
-            right, length, cut = (
+            right, length, cut, mixed = (
                 np.mean([row[key] for row in part])
-                for key in ("pass_rate", "completions/mean_length", "completions/clipped_ratio")
+                for key in ("pass_rate", "completions/mean_length", "completions/clipped_ratio", "frac_mixed")
             )
-            print(f"  {arm}, steps {first} to {end - 1}: {right:.1%} right, {length:.0f} tokens, {cut:.0%} cut off")
+            print(
+                f"  {arm}, steps {first} to {end - 1}: {right:.1%} right, {length:.0f} tokens, {cut:.0%} cut off, "
+                f"{mixed:.0%} mixed"
+            )
 
 
 if __name__ == "__main__":
