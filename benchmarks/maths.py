@@ -158,6 +158,10 @@ def third_kill_test(folder: Path) -> None:
 def fourth_kill_test(folder: Path) -> None:
     asked = [row for row in rows(folder / "maths-kill-4-questions.jsonl") if "right_by_hand" in row]
     print(f"voted answers right by hand: {sum(row['right_by_hand'] for row in asked)} of {len(asked)}")
+    judged = [row for row in rows(folder / "maths-reward-questions.jsonl") if "voted_right" in row]
+    for votes in ((3, 4), (5,), (6, 7)):
+        right = [row["voted_right"] for row in judged if row["answers"][0][1] in votes]
+        print(f"  with {' or '.join(map(str, votes))} of 8 votes: {sum(right)} of {len(right)}")
     arms, plain = ("real", "base_t", "pq"), "hard_only after 32 steps"
     pairs = [(f"{arm} after 32 steps", other) for other in ("base", plain, "hard_only") for arm in arms]
     pairs += [

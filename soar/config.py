@@ -146,6 +146,7 @@ class TeacherConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`rewards`); none: it is never updated
     votes: int = Field(0, ge=0)  # base model's attempts whose commonest answer replaces the written one; 0: as written
+    agreement: float = Field(0.3, ge=0, le=1)  # least share of the votes for it; above 0.9 a question is too easy
     subject: str = ""  # the field in the teacher prompt; "": that of the format
     max_tries: int = Field(50, ge=1)  # at most max_tries * g * n teacher samples a step
 

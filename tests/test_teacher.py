@@ -239,6 +239,8 @@ def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env,
     (first, voted), tokens = vote(loop.env, config, [other, problem], seed=3)
     assert (first, voted.name if isinstance(voted, Rejection) else voted.answer) == (other, kept) and tokens > 0
     assert isinstance(voted, Rejection) or replace(voted, answer=problem.answer) == problem
+    (strict,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], seed=3)
+    assert isinstance(strict, Problem) == (said == "77767")
     loop.env.verifier = SimpleNamespace(compares=False)
     with pytest.raises(ConfigError, match=r"teacher\.votes = 5: problems\.verifier = .* compares no answers"):
         teacher_prompt(loop.env, config)

@@ -13,7 +13,7 @@ from soar.loop.rollout import HEAD, TAIL, RolloutEnv
 from soar.types import Problem, Reason, Rejection, UserError
 
 SHOWN = 2
-AGREED = (0.3, 0.9)  # share of votes for one answer with which a question is kept
+TOO_EASY = 0.9  # share of votes for one answer above which a question has nothing to teach
 
 
 class TeacherError(UserError):
@@ -109,8 +109,8 @@ def vote(
 ) -> tuple[list[Problem | Rejection], int]:
     """The pairs with the answer that most of teacher.votes attempts of the base model give, and the tokens generated.
 
-    A question that more than AGREED[1] of them answer alike has nothing to teach; below AGREED[0] nobody knows its answer.
-    Labels and window as in R-Zero (arXiv 2508.05004).
+    Left out where less than teacher.agreement of them agree, or more than TOO_EASY. Labels and window as in R-Zero
+    (arXiv 2508.05004).
     """
     votes, asked = config.teacher.votes, [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     if not asked:
@@ -125,8 +125,8 @@ def vote(
     for k, i in enumerate(i for i, outcome in enumerate(outcomes) if isinstance(outcome, Problem)):
         share = sum(verdict.solved for verdict in verdicts[k * votes : (k + 1) * votes]) / votes
         read[i] = replace(asked[k], answer=chosen[k * votes])
-        if not AGREED[0] <= share <= AGREED[1]:
-            reason = Reason.TOO_EASY if share > AGREED[1] else Reason.NO_AGREEMENT
+        if not config.teacher.agreement <= share <= TOO_EASY:
+            reason = Reason.TOO_EASY if share > TOO_EASY else Reason.NO_AGREEMENT
             read[i] = Rejection(reason, asked[k].question)
     return read, batch.tokens
 
