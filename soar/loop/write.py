@@ -138,5 +138,6 @@ def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], 
         f"the teacher wrote {accepted} acceptable pairs of {wanted} in {sampled} samples (rejected: {reasons}).\n"
         f"Its last outputs:\n{shown}\n"
         "Try another problems.format or domain, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
-        "stronger model; raise teacher.max_tries if the share is small but not zero."
+        "stronger model; lower teacher.agreement where no_agreement is common; raise teacher.max_tries if the share is small "
+        "but not zero."
     )
