@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -173,22 +172,6 @@ def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
     assert "base_model:" not in card, "an embedded model is no name on the hub"
 
 
-@pytest.mark.parametrize(
-    ("change", "form", "message"),
-    [
-        (lambda run: (run / "x").write_text("x"), "trl", "it exists and is not an empty folder"),
-        (lambda run: (run / "pq.jsonl").unlink(), "trl", "--questions all"),
-        (lambda run: (run / "pq.jsonl").write_text("{}"), "trl", "was changed after the run"),
-        (lambda run: shutil.rmtree(run / "student"), "peft", "after the evaluation"),
-        (lambda run: run_folders.write_json(run / "manifest.json", {"config": {}}), "verl", "config.problems: "),
-    ],
-)
-def test_refusals_name_what_to_do(run, capsys, change, form, message):
-    change(run)
-    assert main(["export", str(run), "--format", form, "--out", str(run / "x")]) == 1
-    assert message in capsys.readouterr().err
-
-
 def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, capsys):
     hub = Mock(**{"upload_folder.side_effect": lambda repo_id, **named: f"https://hub/{repo_id}"})
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
@@ -205,19 +188,3 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
     hub.create_repo.side_effect = RuntimeError("Connection refused")  # as httpx says it
     with pytest.raises(ExportError, match="--push me/offline: Connection refused; the export is in"):
         export.push_folder(tmp_path / "t", "me/offline", "dataset")
-
-
-def test_a_base_model_whose_tokenizer_cannot_be_loaded_is_named_before_anything_is_written(run, tmp_path):
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["config"]["model"]["path"] = str(tmp_path / "gone")
-    run_folders.write_json(run / "manifest.json", manifest)
-    with pytest.raises(ExportError, match=rf"the tokenizer of the base model {tmp_path / 'gone'} cannot be loaded: "):
-        export.export_adapter(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_questions_without_text_are_no_export(tmp_path):
-    folder = run_folders.write_run(tmp_path / "run", steps=1)
-    run_folders.write_jsonl(folder / "questions.jsonl", [{"question": 3, "answer": "3"}])
-    with pytest.raises(ExportError, match=r"questions\.jsonl: no outer step is finished yet"):
-        export.collect(read_run(folder), "all", with_hard=True)

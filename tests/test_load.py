@@ -13,7 +13,7 @@ import transformers
 from helpers import COMMON, EOS, random_stack, some_prompts, tiny_model, tiny_tokenizer
 from loop_helpers import tiny_config
 from tables import cases
-from transformers import AutoModelForCausalLM, Mamba2Config
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
@@ -48,26 +48,6 @@ def test_a_gguf_file_alone_names_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'package gguf is not installed; pip install "soar-rl\[train,gguf\]"'):
         load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
-
-
-def test_files_that_are_no_base_model_alone_are_named(tmp_path):
-    for name in ("a.gguf", "b.gguf"):
-        (tmp_path / name).touch()
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"path": str(tmp_path)}, r"holds 2 GGUF files; set model\.gguf_file to one of a\.gguf, b\.gguf"),
-        ({"path": str(tmp_path / "c.gguf")}, r"c\.gguf': no such file in .*GGUF files there: a\.gguf, b\.gguf"),
-        ({"path": str(tmp_path / "nowhere")}, "nowhere': there is no such folder"),
-        ({"path": "~/no such/m.gguf"}, "there is no such folder"),
-    ]
-    for given, said in cases:
-        with pytest.raises(ConfigError, match=said):
-            load_backbone(ModelConfig(**given, device="cpu"))
-    (save_tiny(tmp_path / "m") / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="an adapter lies beside the base model"):
-        load_backbone(ModelConfig(path=str(tmp_path / "m"), device="cpu"))
-    Mamba2Config(num_hidden_layers=1, hidden_size=16, num_heads=4, head_dim=8).save_pretrained(tmp_path / "mamba")
-    with pytest.raises(ConfigError, match=r"Mamba2ForCausalLM \(model_type mamba2\) takes no past_key_values"):
-        load_backbone(ModelConfig(path=str(tmp_path / "mamba"), device="cpu"))
 
 
 @pytest.mark.parametrize(("template", "said"), cases("load", "template"))

@@ -224,10 +224,7 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
     assert results["arms"][0]["seeds"] == [0, 1]
 
 
-def test_seeds_of_the_command_line_are_checked_and_counts_that_cannot_be_are_left_out(tmp_path, capsys):
-    toy(tmp_path)
-    assert main(["study", str(tmp_path / "toy.toml"), "--seeds", "1", "--seeds", "1", "--dry-run"]) == 1
-    assert "toy.toml: (whole study): seeds = [1, 1]: expected different numbers" in capsys.readouterr().err
+def test_counts_that_cannot_be_are_left_out(tmp_path):
     study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
     both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 4, [2, "two", 5, None, 0, 0])]
     assert [row["seeds"] for row in collect(study, both, {}, study.model_dump(mode="json"))["arms"]] == [[0], [0, 1]]
@@ -287,8 +284,6 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert "no recipe 'nowhere'" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
     (cell.folder / "summary.json").unlink()
     assert main([*arguments, "--collect"]) == 1 and "a, seed 3 | unfinished" in capsys.readouterr().out
-    assert main(["study", "nowhere"]) == 1
-    assert "no study 'nowhere': expected a TOML file or one of: embedded, eps" in capsys.readouterr().err
 
 
 CELL = (Path(__file__).parent / "cases" / "cell.txt").read_text(encoding="utf-8").replace("PYTHON", sys.executable)

@@ -145,12 +145,10 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path, mon
     server.shutdown()
 
 
-def test_a_finished_run_ends_with_its_headline(tiny_run, capsys):
+def test_a_finished_run_ends_with_its_headline(tiny_run):
     shown = lines_of(tiny_run)
     assert (shown[0], shown[-1]) == ("tiny: finished", wording.headline(read_run(tiny_run)).replace("\u00a0", " "))
     assert {"Base", "Hard-Only", "PS", "PQ"} <= {line.split(":")[0] for line in shown}
-    assert main(["watch", str(tiny_run.parent)]) == 1
-    assert "give the folder that `soar run --out` wrote" in capsys.readouterr().err
 
 
 def plain(**more: Any) -> tuple[Progress, io.StringIO]:
