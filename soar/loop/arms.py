@@ -25,7 +25,7 @@ from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
 from soar.loop.write import read_pairs, teacher_prompt, write_questions
 from soar.problems.domain import domain_of
-from soar.problems.load import DataError, Dropped, find_leaks, load_problems
+from soar.problems.load import Dropped, find_leaks, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 PROMPTS = asset("arm_prompts")
@@ -82,10 +82,7 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
     source, count = config.arms.real, config.arms.questions
     kind, _, world = config.problems.source.partition("world:")
     if source:
-        try:
-            problems, report = load_problems(source, skip_bad_rows=config.problems.skip_bad_rows)
-        except DataError as error:
-            raise DataError(str(error).replace("problems.source", "arms.real")) from error
+        problems, report = load_problems(source, origin="arms.real", skip_bad_rows=config.problems.skip_bad_rows)
         for line in report.lines():
             material.say(line)
         problems, _ = usable(env, config, arranged(domain_of(config.problems), problems, report), material.say)

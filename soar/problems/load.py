@@ -69,26 +69,28 @@ def fingerprint(question: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def load_problems(source: str, seed: int = 0, **settings: Any) -> tuple[list[Problem], LoadReport]:
+def load_problems(
+    source: str, seed: int = 0, origin: str = "problems.source", **settings: Any
+) -> tuple[list[Problem], LoadReport]:
     """Problems of a source, and what the loader did. Raises DataError.
 
     source: a JSONL, JSON, CSV or parquet file, a folder of them, a Hugging Face dataset id, `reasoning_gym:NAME` or
-    `verifiers:NAME`. seed: of generated problems. settings: keys of `config.ProblemsConfig`. question_column and
-    answer_column name a column, with dots into objects (`reward_model.ground_truth`), or several (`Body + Question`); None:
-    the first known alias. limit: keep so many problems (0: all). Unreadable rows and conflicting duplicates refuse the
-    source unless skip_bad_rows is set."""
-    keys, (kind, name) = ProblemsConfig(source=source, **settings), split_source(source)
+    `verifiers:NAME`. seed: of generated problems. origin: the key that holds the source, for errors. settings: keys of
+    `config.ProblemsConfig`. question_column and answer_column name a column, with dots into objects
+    (`reward_model.ground_truth`), or several (`Body + Question`); None: the first known alias. limit: keep so many problems
+    (0: all). Unreadable rows and conflicting duplicates refuse the source unless skip_bad_rows is set."""
+    keys, (kind, name) = ProblemsConfig(source=source, **settings), split_source(source, origin)
     report = LoadReport(source)
     if kind == "hub":
-        rows, report.revision = hub_rows(name, keys.split, keys.revision)
+        rows, report.revision = hub_rows(name, keys.split, keys.revision, origin)
     elif kind == "file":
         rows = file_rows(name)
     elif kind == "reasoning_gym":
-        rows = gym_rows(name, keys.limit, seed, keys.options)
+        rows = gym_rows(name, keys.limit, seed, keys.options, origin)
     elif kind == "verifiers":
         rows = environment(with_options(source, keys.options)).rows(keys.limit)
     else:
-        raise DataError(f"problems.source = {source!r}: a world has no rows; `domains.candidates` makes its problems")
+        raise DataError(f"{origin} = {source!r}: a world has no rows; `domains.candidates` makes its problems")
     wanted = {"question": keys.question_column, "answer": keys.answer_column}
     problems, places, ids = dict[str, Problem](), dict[str, str](), set[str]()
     for row in rows:

@@ -37,8 +37,8 @@ class Row(NamedTuple):
     error: str | None = None
 
 
-def split_source(source: str) -> tuple[str, str]:
-    """Kind (`world`, `reasoning_gym`, `verifiers`, `file` or `hub`) and name of problems.source.
+def split_source(source: str, origin: str = "problems.source") -> tuple[str, str]:
+    """Kind (`world`, `reasoning_gym`, `verifiers`, `file` or `hub`) and name of a source; origin: the key that holds it.
 
     A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix."""
     prefix, colon, name = source.partition(":")
@@ -50,7 +50,7 @@ def split_source(source: str) -> tuple[str, str]:
     if source.count("/") == 1 and (not colon or "/" in prefix):
         return "hub", source
     raise DataError(
-        f"problems.source = {source!r}: no such file, and not a dataset id of the form owner/name; expected a file "
+        f"{origin} = {source!r}: no such file, and not a dataset id of the form owner/name; expected a file "
         f"({', '.join(READERS)}), a folder of them, owner/name, hub:ID, world:NAME, reasoning_gym:NAME or verifiers:NAME"
     )
 
@@ -155,12 +155,12 @@ READERS = {
 }  # fmt: skip
 
 
-def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row], str]:
+def hub_rows(name: str, split: str, revision: str | None, origin: str) -> tuple[Iterator[Row], str]:
     """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit.
 
     From the cache of `datasets` where the hub does not answer. Dataset scripts are not run. Raises DataError with the hub's
     reason."""
-    says = f"problems.source = {name!r}"
+    says = f"{origin} = {name!r}"
     datasets = import_extra("datasets", DataError, f"{says} needs `datasets`: pip install 'soar-rl[hub]'")
     identifier, _, config = name.partition(":")
     try:
@@ -176,7 +176,7 @@ def hub_rows(name: str, split: str, revision: str | None) -> tuple[Iterator[Row]
     return (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1)), commit
 
 
-def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Iterator[Row]:
+def gym_rows(name: str, count: int, seed: int, options: dict[str, Any], origin: str) -> Iterator[Row]:
     """`count` (0: 1,000) generated rows of a reasoning-gym family, with the settings `options`. Raises DataError.
 
     Columns: question, answer, family, metadata (JSON, for the family's own scorer)."""
@@ -184,7 +184,7 @@ def gym_rows(name: str, count: int, seed: int, options: dict[str, Any]) -> Itera
     gym, factory = (import_extra(module, DataError, missing) for module in ("reasoning_gym", "reasoning_gym.factory"))
     if name not in factory.DATASETS:
         near = ", ".join(difflib.get_close_matches(name, factory.DATASETS, n=3))
-        raise DataError(f"problems.source = 'reasoning_gym:{name}': no such family; the nearest: {near or 'none'}")
+        raise DataError(f"{origin} = 'reasoning_gym:{name}': no such family; the nearest: {near or 'none'}")
     try:
         tasks = gym.create_dataset(name, size=count or 1000, seed=seed, **options)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
