@@ -323,7 +323,7 @@ def verify(
         more = {"rows": rows, "counts": counts, "shares": shares, "last_error": problem}
         print(json.dumps({**vars(grades), **more}, indent=2))
     else:
-        print(visible(grades.text(golds)))
+        print(visible(fill("grades.txt", grades=grades, golds=golds, verdicts=list(Verdict))))
         if problem is not None:
             print(visible(f"the last check that failed: {problem}"))
     return 1 if golds and grades.counts[Verdict.CORRECT] < rows else 0

@@ -10,7 +10,6 @@ from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, find_col
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
 from soar.problems.verify import NAMES, gold_kind
-from soar.report.text import fill
 from soar.types import Verdict
 
 BLOCK = 2_000
@@ -28,10 +27,6 @@ class Grades:
     listed: list[dict[str, Any]] = field(default_factory=list)
     agree: int | None = None
     texts: Counter[str] = field(default_factory=Counter)
-
-    def text(self, golds: bool) -> str:
-        """Counts, shares and the listed rows for a terminal."""
-        return fill("grades.txt", grades=self, golds=golds, verdicts=list(Verdict))
 
 
 Single = tuple[str, str, str, bool | None, dict[str, Any]]

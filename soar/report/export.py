@@ -5,6 +5,7 @@ run used, so another trainer continues where the run stopped. The answers are th
 truth; every card says so. Adapters get tokenizer, card and a base path that resolves. Questions need no torch.
 """
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from soar.files import Row, json_bytes, read_object, visible, write_atomic, writ
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
 from soar.report.text import ARM_MEANINGS, TEMPLATES, fill, held_out
-from soar.types import VERSION, UserError
+from soar.types import VERSION, UserError, import_extra
 
 SOURCES = {"pq": "promotion questions", "all": "accepted questions"}
 
@@ -80,14 +81,11 @@ def _verl_row(domain: Domain, i: int, row: Row) -> Row:
 
 
 def _parquet(rows: list[Row]) -> bytes:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ExportError("--format verl writes parquet and needs pyarrow: pip install 'soar-rl[parquet]'") from error
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    return bytes(sink.getvalue())
+    missing = "--format verl writes parquet and needs pyarrow: pip install 'soar-rl[parquet]'"
+    arrow, parquet = (import_extra(name, ExportError, missing) for name in ("pyarrow", "pyarrow.parquet"))
+    sink = io.BytesIO()
+    parquet.write_table(arrow.Table.from_pylist(rows), sink)
+    return sink.getvalue()
 
 
 def reward_file(domain: Domain) -> bytes:

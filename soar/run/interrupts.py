@@ -31,8 +31,6 @@ PRCTL = getattr(ctypes.PyDLL(None), "prctl", None)  # not in a forked child, who
 class Stopped(UserError):
     """A run that stopped at a safe point, its state saved. reason: why; exit_code: of the process."""
 
-    exit_code = PAUSED
-
     def __init__(self, reason: str, advice: str, exit_code: int = PAUSED) -> None:
         super().__init__(f"{reason}; everything is saved. {advice}")
         self.reason, self.exit_code = reason, exit_code
@@ -48,10 +46,10 @@ class StopRequest:
         self._children: list[subprocess.Popen[bytes]] = []
         self._lock = threading.RLock()
 
-    def check(self) -> None:
-        """Raises Stopped when asked to stop."""
+    def check(self, go_on: str = " --resume") -> None:
+        """Raises Stopped when asked to stop. go_on: what to continue with."""
         if self.reason is not None:
-            raise Stopped(self.reason, "Continue with --resume", self.exit_code)
+            raise Stopped(self.reason, f"Continue with{go_on}", self.exit_code)
 
     def start(self, command: list[str], **how: Any) -> subprocess.Popen[bytes]:
         """A process that hears the signals that this one hears from here on. Raises Stopped when asked to stop already."""
@@ -67,8 +65,8 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Within the block, the signals in HEARD ask to stop, and a second one ends the process; under nohup SIGHUP stays
-        ignored. Only the main thread can listen to signals; in another one the block changes nothing."""
+        """Within the block, the signals in HEARD ask to stop, and a second one ends the process and its workers; under nohup
+        SIGHUP stays ignored. Only the main thread can listen to signals; in another one the block changes nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -88,8 +86,12 @@ class StopRequest:
                 self.request(f"stopped by {name}", 128 + number)
                 for child in self._children:
                     child.send_signal(number)
-            if again:
-                end_now(128 + number)
+            if again:  # without any further step
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                if sys.stderr is not None and sys.stderr.isatty():
+                    os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # bars hide the cursor
+                os._exit(128 + number)
             with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
                 say(f"{name}: the step in hand is finished and saved first; once more stops at once")
 
@@ -108,15 +110,6 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     if PRCTL is not None:
         PRCTL(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
-
-
-def end_now(exit_code: int) -> None:
-    """End this process and its worker processes without any further step."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    if sys.stderr is not None and sys.stderr.isatty():
-        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # bars hide the cursor
-    os._exit(exit_code)
 
 
 def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None:

@@ -26,7 +26,7 @@ from soar.problems.load import DataError, check_evidence, evidence_path, read_ha
 from soar.problems.verify import gold_kind
 from soar.report.text import fill
 from soar.run.folder import EVIDENCE, RunFolder
-from soar.run.interrupts import Stopped, StopRequest
+from soar.run.interrupts import StopRequest
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.setup import open_env
@@ -328,12 +328,6 @@ def screen_folder(
 ) -> tuple[list[str], list[tuple[Problem, Screening]]]:
     """Screen the candidates of a config in the folder `out` (its files: docs/run_folder.md): (table as lines, counts).
     Raises ConfigError, DataError and RunFolderError; Stopped when `stop` asks for it."""
-
-    def safe_point() -> None:
-        if stop is not None and stop.reason is not None:
-            again = shlex.join([*command, *([] if resume else ["--resume"])])
-            raise Stopped(stop.reason, f"Continue with: {scrub(again)}", stop.exit_code)
-
     if config.screen.attempts == 0:
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
     check_cluster(config)
@@ -342,6 +336,8 @@ def screen_folder(
         open_env(config) as env,
         open_parallel(config, env, progress.say) as env.parallel,
     ):
+        again = scrub(shlex.join([*command, *([] if resume else ["--resume"])]))
+        safe_point = partial((stop or StopRequest()).check, f": {again}")
         hard = find_hard(env, config, folder, progress, safe_point, reuse=False)
     if hard.problems:
         hard.write(out / "hard.jsonl", hard.problems, columns=True)
