@@ -28,7 +28,7 @@ from soar.problems.pool import refuse_in_worker
 from soar.report.charts import Chart, Shown, bar_chart
 from soar.report.page import pass_at_chart, run_charts
 from soar.report.runs import Run, read_arm, read_run
-from soar.report.text import result_lines, summary_lines
+from soar.report.text import result_table
 from soar.run.pipeline import execute, measure
 from soar.run.progress import Progress
 from soar.run.screen import screen_folder
@@ -111,7 +111,7 @@ class Trained(Shown):
         return read_run(self.path)
 
     def __repr__(self) -> str:
-        return "\n".join([*summary_lines(self.summary), f"report: {self.report}"])
+        return f"{result_table(self.summary)}\nreport: {self.report}"
 
     def charts(self) -> list[Chart]:
         return run_charts(self.run)
@@ -324,5 +324,5 @@ def evaluate(
         by_id = {problem.id: problem for problem in candidates(config).problems}
     evaluations = Evaluations(result["policies"])
     evaluations.problems = [by_id[name] for name in result["problems"]["ids"]]
-    evaluations.table = "\n".join(result_lines(result))
+    evaluations.table = result_table(result)
     return evaluations

@@ -27,7 +27,7 @@ from soar.problems.pool import VerifierPool
 from soar.problems.sources import split_source
 from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.page import write_report
-from soar.report.text import fill, result_lines, summary_lines
+from soar.report.text import fill, result_table
 from soar.report.watch import follow, web_server
 from soar.run import folder as folders
 from soar.run.interrupts import StopRequest, resume_command
@@ -94,7 +94,7 @@ def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: 
 
         summary = execute(config, out, resume, context.obj, progress, stop)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n".join(summary_lines(summary, width)))
+    print(result_table(summary, width))
 
 
 READING = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
@@ -388,7 +388,7 @@ def eval_(
         from soar.run.pipeline import measure as measured
 
         result = measured(config, adapters, progress.say, task.set)
-    print("\n".join(result_lines(result)))
+    print(result_table(result))
     if out is not None:
         write_json(out, result)
         print(f"result: {out}")

@@ -236,35 +236,14 @@ def changes(steps: Sequence[Row]) -> str:
     return f"From step {first['step']} to step {last['step']}: {', '.join(parts)}." if parts else ""
 
 
-def _table(rows: dict[str, Row], paired: Row, width: int | None = None) -> list[str]:
-    """pass@k of arms or policies with its interval and rollouts, the search included; differences at the smallest k.
+def result_table(result: Row, width: int | None = None) -> str:
+    """The arms of a summary with its promotions, or what `soar eval` measured: pass@k with its interval, differences below.
 
-    Where `width` has no room for all, the smallest and the largest k alone.
+    Rollouts with those of the search, differences at the smallest k. Where `width` has no room for all, the smallest and the
+    largest k alone.
     """
-    ks = sorted({int(k) for row in rows.values() for k in row["pass_at"]})
-    names, spent = max([14, *map(len, rows)]), any("student_rollouts" in row for row in rows.values())
+    rows = result["arms"] if "arms" in result else result["policies"]
+    ks, names = sorted({int(k) for row in rows.values() for k in row["pass_at"]}), max([14, *map(len, rows)])
     if width is not None and names + 14 + 25 * len(ks) > width:
         ks = sorted({*ks[:1], *ks[-1:]})
-    title = f"{'arm':{names}s}     rollouts" if spent else f"{'policy':{names}s}"
-    lines = [title + "".join(f"{f'pass@{k}':>25}" for k in ks)]
-    for name, row in rows.items():
-        rollouts = f"{row['student_rollouts'] + row.get('search_rollouts', 0):13,d}" if spent else ""
-        pairs = ((row["pass_at"][k], *row["interval_95"][k]) for k in map(str, ks))
-        lines.append(f"{name:{names}s}{rollouts}  " + "  ".join("{:6.4f} [{:.4f}, {:.4f}]".format(*p) for p in pairs))
-    for name, by_k in paired.items():
-        k = min(by_k, key=int)
-        low, high = by_k[k]["interval_95"]
-        lines.append(f"{name}: pass@{k} difference {by_k[k]['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
-    return lines
-
-
-def summary_lines(summary: Row, width: int | None = None) -> list[str]:
-    """The arms of a summary as a small table, and its promotions."""
-    promotions = f"promotions: {summary['promotions']} in {summary['outer_steps']} outer steps"
-    return [*_table(summary["arms"], summary["paired"], width), promotions]
-
-
-def result_lines(result: Row) -> list[str]:
-    """pass@k of every policy that `soar eval` measured, as a small table; differences from the base model below."""
-    title = f"{result['problems']['count']} problems, {result['attempts']} attempts each"
-    return [title, *_table(result["policies"], result["paired"])]
+    return fill("table.txt", result=result, rows=rows, names=f"{names}s", ks=list(map(str, ks)))
