@@ -105,8 +105,7 @@ def loop_section(run: Run) -> dict[str, Any]:
     marks = [float(row["step"]) for row in rows if row["promoted"]]
     rejected: Counter[str] = Counter()
     for event in run.steps:
-        for reason, n in mapping(event.get("rejected")).items():
-            rejected[str(reason)] += max(0, count(n) or 0)
+        rejected.update({reason: max(0, count(n) or 0) for reason, n in mapping(event.get("rejected")).items()})
     rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
     own: dict[str, Row] = {"reward": {"marks": marks, "rules": rules}, "rates": {"marks": marks}}
     charts = []

@@ -249,7 +249,8 @@ class Run:
 
     def _arms(self) -> None:
         config, state = self.config, self.state
-        self._evaluate({"base": self._fresh(), "ps": adapters_of(state)["student"]})  # nothing will change them
+        base = self.env.backbone.new_stack(seeds.derive(config.seed, "student", "init"))  # every student starts from it
+        self._evaluate({"base": base, "ps": adapters_of(state)["student"]})  # nothing will change them
         self._safe_point()
         material = self._material()
         plans: dict[str, Plan] = {}
@@ -267,7 +268,7 @@ class Run:
                 self.progress.say(f"the arm {arm} is left out: {error}")
         if self.env.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
-        fresh = TrainState(0, self._fresh())
+        fresh = TrainState(0, base)
         begun = {arm: (plan, state.arm_progress.get(arm, fresh)) for arm, plan in plans.items()}
         with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
             advance(sum(training.step for _, training in begun.values()))
@@ -345,10 +346,6 @@ class Run:
             self.folder.note_hashes(teacher_from=teacher.digest())
         pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
         return arms.Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
-
-    def _fresh(self) -> AdapterStack:
-        """The adapter that every student starts from: the base model itself."""
-        return self.env.backbone.new_stack(seeds.derive(self.config.seed, "student", "init"))
 
     def _evaluate(self, final: dict[str, AdapterStack]) -> None:
         """Held-out pass@k of arms that are final and not measured yet; saved."""

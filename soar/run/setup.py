@@ -76,11 +76,12 @@ def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     kind, _, name = config.problems.source.partition("world:")
     if kind or not name:
         return rows
-    world, labels = get_world(name), list[dict[str, Any]]()
-    for question, answer in ((row["question"], row["answer"]) for row in rows):
-        right = world.solve(question)
-        labels.append({"topic": world.topic(question), "well_posed": right is not None, "correct": right == answer})
-    return [row | label for row, label in zip(rows, labels, strict=True)]
+    world = get_world(name)
+    solved = [(row, world.topic(row["question"]), world.solve(row["question"])) for row in rows]
+    return [
+        {**row, "topic": topic, "well_posed": right is not None, "correct": right == row["answer"]}
+        for row, topic, right in solved
+    ]
 
 
 def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
