@@ -58,12 +58,6 @@ def step_vendi(texts: Sequence[str]) -> float:
     return round(vendi_score(hashed_ngrams(texts)), 6)
 
 
-def label_share(rows: Sequence[Row], key: str) -> float | None:
-    """Share of the rows with a label `key` in which it is true; None where none has one."""
-    labels = [row[key] for row in rows if isinstance(row.get(key), bool)]
-    return sum(labels) / len(labels) if labels else None
-
-
 def alarm(kind: str, message: str, step: int | None = None) -> Row:
     """An `alarm` event."""
     return {"event": "alarm", "step": step, "kind": kind, "message": message}

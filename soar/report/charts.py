@@ -8,7 +8,6 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -32,8 +31,7 @@ class Series(NamedTuple):
     style: int = 0
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """Series and what a chart says besides them; false when there is nothing to draw.
 
     key: unique in the page. percent: y is a share, shown in per cent. ticks: values of x on a log2 scale, else a linear one.

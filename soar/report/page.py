@@ -19,9 +19,8 @@ from markupsafe import Markup
 
 from soar.files import Row, asset, clipped, visible, write_atomic
 from soar.report import text as wording
-from soar.report.alarms import label_share
 from soar.report.charts import STEP_CHARTS, Chart, Series
-from soar.report.runs import Arm, Run, count, mapping, number, numbers, read_arm, read_run, standard_error
+from soar.report.runs import Arm, Run, count, mapping, mean, number, numbers, read_arm, read_run, standard_error
 from soar.report.text import TEMPLATES
 from soar.types import VERSION
 
@@ -94,7 +93,8 @@ def step_rows(run: Run) -> list[Row]:
         row |= {"step": step, "mean": centre, "error": error, "best": max(rewards, default=centre)}
         row["accepted_share"] = (row["accepted"] or 0.0) / row["sampled"] if row["sampled"] else None
         row["low"], row["high"] = (None if centre is None else centre + sign * (error or 0) for sign in (-1, 1))
-        row |= {key: label_share(written.get(step or 0, []), key) for key in ("well_posed", "correct")}
+        for key in ("well_posed", "correct"):  # share of the questions with such a label in which it is true
+            row[key] = mean([one[key] for one in written.get(step or 0, []) if isinstance(one.get(key), bool)])
         rows.append({**row, "promoted": event.get("promoted") is True, "reason": event.get("reason") or ""})
     return rows
 
