@@ -320,7 +320,7 @@ def evaluate(
     with _call(model, problems, options) as (config, progress):
         with progress.task("evaluation", 1) as task:
             progress.now(f"measuring {config.model.path} on {config.problems.source}", tell=False)
-            result = measure(config, paths, progress.say, task.set)
+            result = measure(config, paths, progress.say, task)
         by_id = {problem.id: problem for problem in candidates(config).problems}
     evaluations = Evaluations(result["policies"])
     evaluations.problems = [by_id[name] for name in result["problems"]["ids"]]

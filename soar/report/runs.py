@@ -22,7 +22,6 @@ from soar.types import UserError
 HASHES = "hashes.json"  # sha256 of every file of a finished run
 PAUSE_FILE = "paused.json"  # why a run that is not finished has stopped
 NOW_FILE = "now.json"  # where a run is that is at work
-REVIEW_FILE = "review.json"  # a promotion that waits for a person
 LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one is damage
 
 

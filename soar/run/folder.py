@@ -25,11 +25,11 @@ from soar import files
 from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, summary_of
-from soar.report.runs import REVIEW_FILE as FILE
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
 SCHEMA = 4
+FILE = "review.json"  # a promotion that waits for a person
 ACCEPTED, REJECTED = "accepted", "rejected"
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "rollouts.jsonl")  # cut back on resume
 TOLD = ("metrics.jsonl", "rollouts.jsonl")  # what the sinks get

@@ -34,7 +34,7 @@ from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_che
 from soar.run.folder import ADVICE, RunFolder, write_hashes
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.jobs import FileLoop
-from soar.run.progress import Progress
+from soar.run.progress import Progress, Task
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
 from soar.run.setup import labelled, open_env, save_adapter
@@ -425,14 +425,12 @@ def execute(
             raise
 
 
-def measure(
-    config: Config, adapters: dict[str, Path], say: Callable[[str], None], advance: Callable[[int, int], None]
-) -> Row:
+def measure(config: Config, adapters: dict[str, Path], say: Callable[[str], None], task: Task) -> Row:
     """The base model and the named adapters on the problems of `config.problems`, at the same seeds.
 
     Returns problems (source, sha256, count, ids, left_out), attempts, temperature, seed, policies (name -> pass_at and
     interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval).
-    advance(done, total): progress in problems. Raises UserError when no problem can be used, ConfigError for an adapter named
+    task: shows the progress in problems. Raises UserError when no problem can be used, ConfigError for an adapter named
     as the base model is.
     """
     if "base" in adapters:
@@ -440,7 +438,6 @@ def measure(
     loaded = candidates(config)
     for line in loaded.report.lines():
         say(line)
-    attempts, done = config.evaluate.attempts, 0
     check_cluster(config)
     with open_env(config) as env:
         stacks = {"base": env.backbone.new_stack(0)}
@@ -451,15 +448,11 @@ def measure(
                 f"problems.source = {config.problems.source!r}: no problem can be used ({left_out['too_long']} too long, "
                 f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade)"
             )
-
-        def note(more: int) -> None:
-            nonlocal done
-            done += more
-            advance(done, len(problems))
-
+        task.set(0, len(problems))
         stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
         with open_parallel(config, env, say) as env.parallel:
-            correct_P_H, truncated_P_H, _ = count_correct(env, stack, problems, config, seed, note)
+            correct_P_H, truncated_P_H, _ = count_correct(env, stack, problems, config, seed, task)
+    attempts = config.evaluate.attempts
     every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})
     results = results_of(dict(zip(stacks, correct_P_H.tolist(), strict=True)), every_k, config.seed)
     for name, share in zip(stacks, truncated_P_H.mean(1) / attempts, strict=True):

@@ -49,32 +49,27 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> Row:
     rows = list(found.values())
     histogram = dict.fromkeys(dict(BUCKETS).values(), 0)
     group, attempts = config.student.attempts, sum(row.attempts for row in rows)
+    most, tries = config.screen.max_successes, config.screen.attempts
     shares: dict[str, float | None] = dict.fromkeys(SHARES)
     if attempts:
         shares["truncated_share"] = sum(row.truncated for row in rows) / attempts
         for row in rows:
             histogram[next(name for limit, name in BUCKETS if row.pass_rate <= limit)] += 1
-    if attempts and not any(row.attempts < config.screen.attempts for row in rows):
+    if attempts and not any(row.attempts < tries for row in rows):
         wrong = sum((1 - row.pass_rate) ** group for row in rows) / len(rows)
         right = sum(row.pass_rate**group for row in rows) / len(rows)
         correct = sum(row.successes for row in rows) / attempts
         shares |= {"pass_rate": correct, "frac_all_wrong": wrong, "frac_all_right": right}
         shares["frac_mixed"] = 1 - wrong - right
-    hard = sum(row.successes <= config.screen.max_successes for row in rows)
-    about = {"event": "screen", "candidates": len(rows), "hard": hard, "attempts": config.screen.attempts}
-    rate, planned = hard_rate(rows, config), planned_rollouts(config)
+    hard = sum(row.successes <= most for row in rows)
+    about = {"event": "screen", "candidates": len(rows), "hard": hard, "attempts": tries}
+    rate, planned = None, planned_rollouts(config)
+    if tries > most:  # else nothing says how often an attempt at a hard problem succeeds
+        before = list(waves(tries))[-1][0] if config.screen.early_stop else 0
+        rate = rate_of_unsolved([row.successes for row in rows if row.attempts == tries], tries, most, before)
     expected = None if rate is None else rate * planned
     plan = {"hard_rate": rate, "planned_rollouts": planned, "expected_successes": expected}
     return {**about, "histogram": histogram, **plan, **shares}
-
-
-def hard_rate(rows: Sequence[Screening], config: Config) -> float | None:
-    """Expected success rate of an attempt at a hard problem, see `statistics.rate_of_unsolved`; None where nothing says."""
-    most, attempts = config.screen.max_successes, config.screen.attempts
-    if attempts <= most:
-        return None
-    before = list(waves(attempts))[-1][0] if config.screen.early_stop else 0
-    return rate_of_unsolved([row.successes for row in rows if row.attempts == attempts], attempts, most, before)
 
 
 def planned_rollouts(config: Config) -> int:
