@@ -25,8 +25,7 @@ from soar.domains.candidates import candidates
 from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
-from soar.report.charts import Chart, Shown, bar_chart
-from soar.report.page import pass_at_chart, run_charts
+from soar.report.page import Chart, Shown, bar_chart, pass_at_chart, run_charts
 from soar.report.runs import Run, read_arm, read_run
 from soar.report.text import result_table
 from soar.run.pipeline import execute, measure

@@ -28,7 +28,7 @@ def quick() -> Iterator[None]:
     """Without what takes longer than a tiny run: the charts of pages (test_report draws them), waiting for a disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr("soar.report.charts.Chart.image", lambda chart: "")
+        patch.setattr("soar.report.page.Chart.image", lambda chart: "")
         yield
 
 

@@ -21,8 +21,7 @@ from soar.report import page as report
 from soar.report import runs
 from soar.report import text as wording
 from soar.report.alarms import screen_alarms
-from soar.report.charts import Chart, Series
-from soar.report.page import write_report
+from soar.report.page import Chart, Series, write_report
 from soar.report.runs import ReportError
 
 IMAGE = Chart.image
