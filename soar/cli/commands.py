@@ -36,11 +36,10 @@ from soar.studies.study import cells, read_study, run_study
 from soar.types import Verdict
 
 _RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny, of soar run: demo)."
-_SET = "Override a config key; may be repeated."
 _PROBLEMS = "Problem file, dataset id, world:NAME, reasoning_gym:NAME or verifiers:NAME (problems.source)."
 _WORKERS = "Share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT)."
 Recipe = Annotated[str | None, Argument(help=_RECIPE)]
-Sets = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help=_SET)]
+Sets = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override a config key; may be repeated.")]
 Model = Annotated[str | None, Option(help="Folder or hub id of a causal language model (model.path).")]
 Problems = Annotated[str | None, Option(help=_PROBLEMS)]
 Verifier = Annotated[str | None, Option(help="A built-in one, or file.py:function (problems.verifier).")]
@@ -87,8 +86,7 @@ def waiting(what: str) -> Iterator[Progress]:
 
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
     """Carry a run out in the folder `out` and print its summary. context.obj: the command as it was given."""
-    stop = StopRequest()
-    with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
+    with Progress(quiet=quiet) as progress, StopRequest().on_signals(progress.insist) as stop:
         announce(progress, config)
         from soar.run.pipeline import execute
 
@@ -170,8 +168,7 @@ def screen(
     """
     overrides = overriding(sets, workers, problems__verifier=verifier, screen__attempts=attempts)
     config = config_of(recipe, model, problems, overrides)
-    stop = StopRequest()
-    with Progress(quiet=quiet) as progress, stop.on_signals(progress.insist):
+    with Progress(quiet=quiet) as progress, StopRequest().on_signals(progress.insist) as stop:
         progress.now(f"loading torch and {config.model.path}, to screen {config.problems.source}")
         from soar.run.screen import screen_folder
 
@@ -481,8 +478,7 @@ def study(
         for cell in cells(plan, out, overrides):
             print(visible(f"{cell.name}: {' '.join(cell.overrides)}\n{forecast(cell.config).total_line()}"))
         return 0
-    stop = StopRequest()
-    with waiting(f"cells of {plan.name} in {out}") as progress, stop.on_signals(progress.insist):
+    with waiting(f"cells of {plan.name} in {out}") as progress, StopRequest().on_signals(progress.insist) as stop:
         results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect, stop=stop)
     print((out / "study.md").read_text(encoding="utf-8"))
     print(f"page: {out / 'study.html'}")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from soar.config import LimitsConfig, named_code
 from soar.files import read_object
@@ -64,11 +64,11 @@ class StopRequest:
         self.reason, self.exit_code = reason, exit_code
 
     @contextmanager
-    def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
+    def on_signals(self, say: Callable[[str], None]) -> Iterator[Self]:
         """Within the block, the signals in HEARD ask to stop, and a second one ends the process and its workers; under nohup
         SIGHUP stays ignored. Only the main thread can listen to signals; in another one the block changes nothing."""
         if threading.current_thread() is not threading.main_thread():
-            yield
+            yield self
             return
         terminals = [fd for fd in (1, 2) if os.isatty(fd)]
 
@@ -99,7 +99,7 @@ class StopRequest:
         heeded = [number for number in HEARD if not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, heard) for number in heeded}
         try:
-            yield
+            yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
