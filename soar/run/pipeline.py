@@ -268,8 +268,7 @@ class Run:
                 self.progress.say(f"the arm {arm} is left out: {error}")
         if self.env.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
-        fresh = TrainState(0, base)
-        begun = {arm: (plan, state.arm_progress.get(arm, fresh)) for arm, plan in plans.items()}
+        begun = {arm: (plan, state.arm_progress.get(arm, TrainState(0, base))) for arm, plan in plans.items()}
         with self.progress.task("arms", sum(map(self._expected_steps, plans.values()))) as advance:
             advance(sum(training.step for _, training in begun.values()))
             how = (lambda: self.stop.reason is not None, lambda: advance(1))
