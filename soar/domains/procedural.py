@@ -6,17 +6,15 @@ code (EVALUATES): those are refused, since model-written text is never executed.
 """
 
 import json
-import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from soar.problems.answers import normalize
+from soar.problems.answers import PATTERNS, normalize
 from soar.problems.domain import WORDS, styled
 from soar.problems.verify import compare_number, read_number
 from soar.types import Problem, UserError, Verdict, import_extra
 
 COMPARED, EVALUATES = (frozenset(WORDS["procedural"][key].split()) for key in ("compared", "evaluates"))
-JOINTS = re.compile(r"[\s,;\[\](){}'\"|]+")
 
 
 def kind_of(family: str) -> str:
@@ -30,7 +28,8 @@ def compare(answer: str, gold: str) -> Verdict:
     """Equal values where the gold answer is a number, else equal words: without case, commas, quotes and brackets."""
     if read_number(gold) is not None:
         return compare_number(answer, gold)
-    read, wanted = ([word for word in JOINTS.split(normalize(text).casefold()) if word] for text in (answer, gold))
+    pieces = (PATTERNS["joint"].split(normalize(text).casefold()) for text in (answer, gold))
+    read, wanted = (list(filter(None, words)) for words in pieces)
     return Verdict.CORRECT if read == wanted else Verdict.WRONG
 
 

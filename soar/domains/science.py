@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from soar.problems.answers import LEXICON, normalize
+from soar.problems.answers import PATTERNS, normalize, rewrite
 from soar.problems.domain import styled
 from soar.types import UserError, Verdict, import_extra
 
@@ -20,16 +20,6 @@ MAX_EXPONENT = 300  # of ten
 TOLERANCE = 0.01  # relative, where the gold answer states none
 FUZZ = 1e-9  # relative, for the arithmetic of unit conversion
 PLAIN = ("percent", "radian", "dimensionless", "count")  # units that a plain number may replace
-
-NUMBER = re.compile(
-    r"(?a)(?P<sign>[+-]?)\s*(?:(?P<top>\d{1,15})\s*/\s*(?P<bottom>\d{1,15})(?![\d.])"
-    r"|(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{0,40})?|\.\d{1,40})"
-    r"(?:[eE](?P<e>[+-]?\d{1,3})(?![\d.]))?)"
-    r"(?:\s*(?:\\times|\\cdot|[*x])\s*10\s*\^?\s*(?:\{\s*(?P<p>[+-]?\d{1,3})\s*\}|\(\s*(?P<r>[+-]?\d{1,3})\s*\)|(?P<q>[+-]?\d{1,3})))?"
-)
-FACTOR = re.compile(r"([A-Za-z_]{1,30})\s*(?:(?:\^|\*\*)\s*(?:\(\s*([+-]?\d)\s*\)|([+-]?\d))|(-?\d))?(?![\d^])|[/*() ]")
-SPELLINGS = [(re.compile(rule["find"]), rule["put"]) for rule in LEXICON["unit"]]
-LEAD = re.compile(r"^.*(?:=|\\approx|\u2248|\\simeq)|^\s*(?:approximately|about|roughly|around|exactly)\s", re.DOTALL)
 
 
 class Quantity(NamedTuple):
@@ -66,8 +56,8 @@ def read_quantity(text: str) -> Quantity | None:
     exponents, `*`, blank, `/`, `per` and brackets between them: `m/s^2`, `m s-2`, `J/(mol K)`, `\\text{kg m}^2`."""
     if len(text) > MAX_CHARS:
         return None
-    text = LEAD.sub("", normalize(text).strip(" .")).strip(" .;,")
-    match, exponent, step = NUMBER.match(re.sub(r"^10\s*\^(?=[\s{(]*[-+]?\d)", "1*10^", text)), 0, 0.0
+    text = PATTERNS["lead"].sub("", normalize(text).strip(" .")).strip(" .;,")
+    match, exponent, step = PATTERNS["number"].match(re.sub(r"^10\s*\^(?=[\s{(]*[-+]?\d)", "1*10^", text)), 0, 0.0
     if match is None or (match["top"] and int(match["bottom"]) == 0):
         return None
     if match["top"]:
@@ -89,10 +79,8 @@ def read_unit(text: str) -> Any:
     """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit.
 
     A slash inverts the next factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do."""
-    for pattern, spelling in SPELLINGS:
-        text = pattern.sub(spelling, text)
-    text = text.strip(" .,;")
-    factors = [(match[0], match[1], match[2] or match[3] or match[4] or "1") for match in FACTOR.finditer(text)]
+    text = rewrite(text, "unit").strip(" .,;")
+    factors = [(m[0], m[1], m[2] or m[3] or m[4] or "1") for m in PATTERNS["factor"].finditer(text)]
     if "".join(shown for shown, _, _ in factors) != text or sum(bool(name) for _, name, _ in factors) > MAX_FACTORS:
         raise ValueError(f"no unit {text!r}")
     words = "".join(f"{_unit_name(name)}**{power} " if name else sign for sign, name, power in factors)

@@ -11,33 +11,13 @@ from soar.files import asset
 MAX_COMPLETION_CHARS = 100_000
 MAX_ANSWER_CHARS = 2_000
 LEXICON = asset("answers")
-REWRITES, SPELLINGS = (
-    [(re.compile(rule["find"]), rule.get("put", "")) for rule in LEXICON[key]] for key in ("rewrite", "spelling")
-)
-
-MARK = re.compile(r"(?i)<ans>|(?<![a-z])(?:answer(?: is)?\s{0,3}(?:\*\*|__)?\s{0,3}:|final answer is(?![a-z]))")
-END_OF_TURN = re.compile(r"<(?:eos|pad|/s|end_of_turn|\|return\||\|im_end\||\|endoftext\||\|eot_id\||\|end_of_text\|)>")
-BOX = re.compile(r"\\f?boxed(?![a-zA-Z])|\\fbox(?![a-zA-Z])")
-BLANK = re.compile(r"[ \t]*")
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-BARE_BOX = re.compile(r"[^\s{}$\\.,;]+")
-NEXT_TURN = re.compile(r"(?i)(?:\n|</answer>)[ \t>*_#]{0,4}(?:human|user|question|problem|q)(?: \d{1,3})?[*_]{0,2}:")
-BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|;|and|or|,\s*and|,\s*or)[\s$]*(?:[A-Za-z](?:_\w)?\s*=\s*)?")
-CHOICE = re.compile(
-    r"(?s)(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]+)?"
-    r"(?:\(([A-J])\)(| ?[^-+*/^_= (\\].*| \\.*)|([A-J])(?:[.):](| .*))?)"
-)
-LETTERS_LIST = re.compile(r"\(?([A-J])\)?(?:(?: ?[,;&] ?| and | |, and )\(?([A-J])\)?){1,8}|[A-J]{2,8}")
-INVISIBLE = re.compile("[\x00\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+PATTERNS = {name: re.compile(text) for name, text in LEXICON["pattern"].items()}
+RULES = {key: [(re.compile(r["find"]), r.get("put", "")) for r in rules] for key, rules in LEXICON["rules"].items()}
 GREEK = {chr(i): unicodedata.name(chr(i), "").replace("LAMDA", "LAMBDA").split() for i in range(0x391, 0x3CA)}
 LETTERS = {c: f"\\{w[-1].title() if 'CAPITAL' in w else w[-1].lower()} " for c, w in GREEK.items() if w}
 SHARES = {c: unicodedata.normalize("NFKC", c).split("\u2044") for c in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
 FRACTIONS = {c: rf"\frac{{{over}}}{{{under}}}" for c, (over, under) in SHARES.items()}
 TABLE = str.maketrans({**LEXICON["unicode"], **LETTERS, **FRACTIONS})
-SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
-SUBSCRIPT = re.compile("[\u2080-\u209c]+")
-ROOT = re.compile("\u221a\\s*(\\d+|[a-zA-Z]|\\([^()]*\\))")
-DOLLARS = re.compile(r"^\\?\$+|\\?\$+$|^\\\(|\\\)$|^\\\[|\\\]$")
 
 
 def extract(completion: str, answer_style: str) -> str | None:
@@ -48,15 +28,15 @@ def extract(completion: str, answer_style: str) -> str | None:
     question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS."""
     if answer_style not in ("boxed", "marker"):
         raise ValueError(f"answer_style = {answer_style!r}: expected boxed or marker")
-    text = END_OF_TURN.split(completion[-MAX_COMPLETION_CHARS:].lstrip(), maxsplit=1)[0]
+    text = PATTERNS["end_of_turn"].split(completion[-MAX_COMPLETION_CHARS:].lstrip(), maxsplit=1)[0]
     if still_thinks(text):
         return None
-    start = (BOX if answer_style == "boxed" else MARK).search(text)
-    turn = NEXT_TURN.search(text, start.end()) if start else None
+    start = PATTERNS["box" if answer_style == "boxed" else "mark"].search(text)
+    turn = PATTERNS["next_turn"].search(text, start.end()) if start else None
     text = text[: turn.start()] if turn else text
     if answer_style == "boxed":
         return _last_box(text)
-    tail = ["", *MARK.split(text)[1:]][-1]
+    tail = ["", *PATTERNS["mark"].split(text)[1:]][-1]
     line = tail.lstrip(": *_\n\t").split("\n", 1)[0].strip().strip("*_").strip()
     return (_last_box(line) if "box" in line else None) or line or None
 
@@ -70,12 +50,12 @@ def _last_box(text: str) -> str | None:
     """Content of the last box, or of the last ones with nothing but commas, `and` or `or` between them."""
     budget = 2 * len(text) + 1_000  # unclosed boxes make every one before them be read to the end
     boxes, first = list[str](), len(text)
-    for match in reversed(list(BOX.finditer(text))):
+    for match in reversed(list(PATTERNS["box"].finditer(text))):
         if budget < 0 or (boxes and first - match.end() > 2 * MAX_ANSWER_CHARS):
             break
         content, cost = _box_content(text, match.end())
         budget -= cost
-        if boxes and (content is None or not BETWEEN_BOXES.fullmatch(text, match.end() + cost, first)):
+        if boxes and (content is None or not PATTERNS["between_boxes"].fullmatch(text, match.end() + cost, first)):
             break
         if content is not None:
             boxes, first = [content.strip(), *boxes], match.start()
@@ -84,12 +64,12 @@ def _last_box(text: str) -> str | None:
 
 def _box_content(text: str, start: int) -> tuple[str | None, int]:
     """Content of the box whose command ends at `start`, and how many characters were read to find it."""
-    begin = BLANK.match(text, start).end()  # type: ignore[union-attr]
+    begin = PATTERNS["blank"].match(text, start).end()  # type: ignore[union-attr]
     if text[begin : begin + 1] != "{":
-        bare = BARE_BOX.match(text, begin, begin + MAX_ANSWER_CHARS)
+        bare = PATTERNS["bare_box"].match(text, begin, begin + MAX_ANSWER_CHARS)
         return (bare.group() if bare else None), begin - start + (len(bare.group()) if bare else 1)
     depth = 0
-    for brace in BRACE.finditer(text, begin):
+    for brace in PATTERNS["brace"].finditer(text, begin):
         depth += (brace[0] == "{") - (brace[0] == "}")
         if depth == 0:
             return text[begin + 1 : brace.start()], brace.end() - start
@@ -106,27 +86,28 @@ def normalize(answer: str) -> str:
 
 def spell_unicode(text: str) -> str:
     """Mathematical Unicode as LaTeX (minus, fractions, roots, powers, full-width digits), without what is invisible."""
-    text = INVISIBLE.sub("", text).translate(TABLE)
-    if text.isascii():
-        return text
-    text = SUBSCRIPT.sub(r"_{\g<0>}", SUPERSCRIPT.sub(r"^{\g<0>}", ROOT.sub(r"\\sqrt{\1}", text)))
-    return unicodedata.normalize("NFKC", text).translate(TABLE)
+    text = PATTERNS["invisible"].sub("", text).translate(TABLE)
+    return text if text.isascii() else unicodedata.normalize("NFKC", rewrite(text, "script")).translate(TABLE)
+
+
+def rewrite(text: str, rules: str) -> str:
+    """The text after all substitutions of `rules`, in their order."""
+    for pattern, replacement in RULES[rules]:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 @lru_cache(maxsize=8192)
 def _normalize(answer: str) -> str:
-    text = spell_unicode(answer)
-    for pattern, replacement in SPELLINGS:
-        text = pattern.sub(replacement, text)
-    text = " ".join(text.split())
+    text = " ".join(rewrite(spell_unicode(answer), "spelling").split())
     text = text if text.endswith("..") else text.removesuffix(".").rstrip()
-    text = DOLLARS.sub("", text).strip()
+    text = PATTERNS["dollars"].sub("", text).strip()
     return text if text.endswith("..") else text.removesuffix(".").rstrip()
 
 
 def split_choice(answer: str) -> tuple[str | None, str]:
     """Letter and text of a choice, `("B", "12")` for `\\textbf{(B) }12`; (None, answer) for what is none."""
-    if (match := CHOICE.fullmatch(normalize(answer))) is None:
+    if (match := PATTERNS["choice"].fullmatch(normalize(answer))) is None:
         return None, answer
     return match[1] or match[3], (match[2] or match[4] or "").strip()
 
@@ -134,7 +115,7 @@ def split_choice(answer: str) -> tuple[str | None, str]:
 def read_letters(answer: str) -> frozenset[str] | None:
     """The letters of an answer to a question with several right choices: `A, C`, `A and C`, `AC`; else None."""
     text = normalize(answer)
-    if not LETTERS_LIST.fullmatch(text):
+    if not PATTERNS["letters_list"].fullmatch(text):
         return None
     letters = re.findall("[A-J]", text)
     return frozenset(letters) if len(set(letters)) == len(letters) else None
@@ -147,7 +128,5 @@ def mark_up(answer: str) -> str:
     MAX_ANSWER_CHARS characters is returned as it is."""
     if len(answer) > MAX_ANSWER_CHARS:
         return answer
-    text = " ".join(spell_unicode(answer).split())  # the patterns are quadratic in runs of white space
-    for pattern, replacement in REWRITES:
-        text = pattern.sub(replacement, text)
-    return text.strip()
+    # the patterns are quadratic in runs of white space
+    return rewrite(" ".join(spell_unicode(answer).split()), "rewrite").strip()

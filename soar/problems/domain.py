@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,7 @@ from typing import Any
 
 from soar.config import ProblemsConfig
 from soar.files import asset
-from soar.problems.answers import END_OF_TURN, MAX_ANSWER_CHARS, extract, normalize, still_thinks
+from soar.problems.answers import MAX_ANSWER_CHARS, PATTERNS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
 from soar.problems.prompts import FORMATS, PromptFormat, frozen, tagged
 from soar.problems.sources import PREFIX, environment, with_options
@@ -26,15 +25,6 @@ from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 WORDS = asset("domains")
 BUILTIN = {name: f"soar.domains.{name}:{name.upper()}" for name in WORDS}
-# Repeats are bounded: an unbounded one beside another makes a search over hostile text quadratic.
-FIELD = re.compile(
-    r"<\s{0,6}(question|answer)\s{0,3}>((?:(?!<\s{0,3}/?\s{0,3}(?:question|answer)\s{0,3}>).)*)<\s{0,3}/?\s{0,3}\1\s{0,3}>",
-    re.IGNORECASE | re.DOTALL,
-)
-QUESTION_LABEL = re.compile(r"(?i)(?:^|\n)[ \t>#*_]{0,9}question[ \t]{0,3}\d{0,3}[ \t]{0,3}[*_]{0,3}:[*_]{0,3}")
-ANSWER_LABEL = re.compile(
-    r"(?:^|\n|[ \t])[>#*_]{0,9}(?:the )?(?:final |correct )?answer(?: is)?[ \t]{0,3}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE
-)
 MAX_TEACHER_CHARS = 100_000
 MAX_QUESTION_CHARS = 4_000
 
@@ -163,7 +153,7 @@ def make_problem(question: str, answer: str) -> Problem:
 
 def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
     """`question <ans> answer`."""
-    question, mark, answer = END_OF_TURN.split(text, maxsplit=1)[0].partition(fmt.answer_marks[0])
+    question, mark, answer = PATTERNS["end_of_turn"].split(text, maxsplit=1)[0].partition(fmt.answer_marks[0])
     if not mark:
         return Reason.NO_ANSWER
     return Reason.TWO_PROBLEMS if mark in answer else (question.strip(), answer.strip())
@@ -174,7 +164,7 @@ def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 
     A second opening tag closes the first. Upper case and the other order are accepted. A field inside another one, or one
     without an end, does not count."""
-    fields = [(kind.lower(), content.strip()) for kind, content in FIELD.findall(text)]
+    fields = [(kind.lower(), content.strip()) for kind, content in PATTERNS["field"].findall(text)]
     questions, answers = ([text for kind, text in fields if kind == name] for name in ("question", "answer"))
     if not questions or not answers:
         return Reason.NO_ANSWER if questions else Reason.NO_QUESTION
@@ -188,13 +178,13 @@ def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 
 def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
     """`Question: ... Answer: ...`; text after the first answer line is ignored."""
-    if not QUESTION_LABEL.match(text.lstrip()):
+    if not PATTERNS["question_label"].match(text.lstrip()):
         text = f"{fmt.teacher_prefill} {text}"
-    text = END_OF_TURN.split(text, maxsplit=1)[0]
-    questions = list(QUESTION_LABEL.finditer(text))
+    text = PATTERNS["end_of_turn"].split(text, maxsplit=1)[0]
+    questions = list(PATTERNS["question_label"].finditer(text))
     if not questions:
         return Reason.NO_QUESTION
-    answer_label = ANSWER_LABEL.search(text, questions[0].end())
+    answer_label = PATTERNS["answer_label"].search(text, questions[0].end())
     if answer_label is None:
         return Reason.NO_ANSWER
     if len(questions) > 1 and questions[1].start() < answer_label.start():

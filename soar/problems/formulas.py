@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mpmath
 from mpmath import libmp
 
-from soar.problems.answers import LEXICON
+from soar.problems.answers import LEXICON, PATTERNS
 
 MP = mpmath.MPContext()
 MP.dps = 50
@@ -38,15 +38,7 @@ SEVERAL = ("max", "min", "gcd", "lcm")
 TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", "cdot", "times", "infinity", "inf"])
 """Names that are commands without their backslash too."""
 OPEN, CLOSING = ("(", "[", "{", "\\{", "<("), (")", "]", "}", "\\}", ")>")
-TOKEN = (
-    r"(?P<space>\s+)|(?P<num>\d*\.\d*(?:\\(?:overline|bar)\s*\{{\d+\}}|\\dot\s*\{{?\d\}}?|\(\d+\))"
-    r"|(?:[1-9]\d{{0,2}}(?:(?:{gap})\d{{3}})+(?![\d]|,\d)|\d+)(?:\.\d+|\.(?![\d.]))?(?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?|\.\d+)"
-    r"|\\(?P<cmd>[a-zA-Z]+|.)|(?P<word>[A-Za-z]+)|(?P<op>\*\*|!=|<=|>=|.)"
-)
-TOP, INSIDE = (re.compile(TOKEN.format(gap=gap), re.DOTALL | re.ASCII) for gap in (r",|\{,\}|_| ", r"\{,\}| "))
-PERIODIC = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar)\s*\{|\\dot\s*\{?|\()(\d+)[)}]?")
-GIVEN_NAME = re.compile("[A-Z][aeiou][a-z]|[AEIOU][a-z]{2}")
-WHOLE_FRACTION = re.compile(r"frac(?:\d\d|\{\d+\}\d|\{\d+\}\{\d+\}|\d\{\d+\})")
+TOP, INSIDE = (re.compile(LEXICON["pattern"]["token"].replace("GAP", gap)) for gap in (r",|\{,\}|_|\ ", r"\{,\}|\ "))
 TEXT_MARKS = {"\x01": True, "\x02": False}
 
 Node = tuple[Any, ...]
@@ -107,7 +99,7 @@ def _tokens(kind: str, piece: str, is_word: bool) -> Iterable[Token]:
         return [_command(piece)]
     piece = "infinity" if piece.casefold() == "infinity" else piece
     name = next((name for name in TYPED if piece.endswith(name) and len(piece) <= len(name) + (name != "inf")), "")
-    if piece != "infinity" and (is_word or (not name and (len(piece) >= 4 or GIVEN_NAME.fullmatch(piece)))):
+    if piece != "infinity" and (is_word or (not name and (len(piece) >= 4 or PATTERNS["given_name"].fullmatch(piece)))):
         return [Token("word", piece)]
     letters = piece.removesuffix(name)
     return [*(Token("var", letter) for letter in letters), *([_command(name)] if name else [])]
@@ -192,7 +184,8 @@ class Parser:
         if left[0] != "num" or left[2] or left[1].denominator != 1:
             return False
         if self.peek().is_a("frac"):
-            return bool(WHOLE_FRACTION.match("".join(token.text for token in self.tokens[self.place : self.place + 7])))
+            ahead = "".join(token.text for token in self.tokens[self.place : self.place + 7])
+            return PATTERNS["whole_fraction"].match(ahead) is not None
         a, slash, b, behind = (self.peek(i) for i in range(4))
         return a.kind == b.kind == "num" and a.spaced and slash.is_a("/") and not behind.is_a("^")
 
@@ -334,7 +327,7 @@ class Parser:
 
 def numeral(text: str) -> Node:
     """("num", value, decimal places) of a numeral, with a period in `\\overline{3}`, `\\dot{3}` or `(3)`."""
-    if match := PERIODIC.fullmatch(text):
+    if match := PATTERNS["periodic"].fullmatch(text):
         whole, digits, period = match.groups()
         value = Fraction(int((whole or "0") + digits) + Fraction(int(period), 10 ** len(period) - 1), 10 ** len(digits))
         return ("num", value, 0)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,13 @@ from typing import Any
 
 from soar.config import ProblemsConfig
 from soar.files import write_atomic, write_json
-from soar.problems.answers import LEXICON, extract
+from soar.problems.answers import LEXICON, PATTERNS, extract
 from soar.problems.prompts import FORMATS
 from soar.problems.sources import DataError, Row, environment, file_rows, gym_rows, hub_rows, split_source, with_options
 from soar.types import Problem, Screening
 
 COLUMNS: dict[str, list[str]] = LEXICON["columns"]
 MAX_QUESTION_CHARS = 20_000
-ANSWER_IS = re.compile(r"\bthe (?:final )?answer is:?[ \t]{0,3}([^\n]{1,200}?)\.?\s*\Z", re.IGNORECASE)
 SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 
 
@@ -243,7 +241,7 @@ def read_answer(value: Any, report: LoadReport) -> str:
         text, note = text.rpartition("####")[2].strip().split("\n")[0].strip(), "behind the last ####"
     elif ("\\boxed" in text or "\\fbox" in text) and (boxed := extract(text, "boxed")) is not None:
         text, note = boxed, "the last of several boxes" if text.count("\\boxed") > 1 else "its box"
-    elif said := ANSWER_IS.search(text[-400:]):
+    elif said := PATTERNS["answer_is"].search(text[-400:]):
         text, note = said[1].strip(), "behind `the answer is`"
     report.notes.update([f"answer taken from {note}"] if note else [])
     if not text:

@@ -15,19 +15,13 @@ from functools import cached_property, lru_cache, reduce
 from itertools import accumulate, dropwhile, islice, pairwise, product
 from typing import Any, NamedTuple
 
-from soar.problems.answers import LEXICON, mark_up
+from soar.problems.answers import LEXICON, PATTERNS, mark_up
 from soar.problems.formulas import POINTS, Node, Parser, Token, Unreadable, close, evaluate, nodes, real, tokenize
 from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
 
 LEAD, SHORT, SILENT, SYMBOLIC = (frozenset(LEXICON[key].split()) for key in ("lead", "short", "silent", "symbolic"))
-BASE = re.compile(
-    r"\{?\(?(?=[A-Z]{0,60}\d|[A-F]{2,9}\s*_\s*\{?\s*1[1-6])([0-9A-Z]{1,60}(?:\.[0-9A-Z]{1,60})?)\)?\}?\s*(?:_|\(?\s*base\s)\s*"
-    r"\{?\s*(\d{1,2}|[a-z]+)\s*[})]?\)?"
-)
-PLAIN = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
-NAME = re.compile(r"((?:[A-Za-z]+|\|[A-Z]+\|)(?:_[A-Za-z0-9]+)?'*(?:\^-1(?=\())?)?(\([A-Za-z_0-9,]*\))?")
 LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
 
@@ -106,7 +100,7 @@ Reading = Scalar | Named | Relation | Row | Pile | Region | Words
 @lru_cache(maxsize=20_000)
 def read(text: str) -> Reading:
     """What an answer says. Never raises; what is no mathematics is `Words`."""
-    if PLAIN.fullmatch(text):
+    if PATTERNS["plain"].fullmatch(text):
         node = Parser([Token("num", text.lstrip("-"))]).primary()
         return Scalar(("neg", node) if text[0] == "-" else node, places=node[2])
     plain = mark_up(text)
@@ -114,7 +108,7 @@ def read(text: str) -> Reading:
     if bare[:1].isalpha() and (number := spelled(bare)) is not None:
         return Scalar(("num", number, 0))
     plain = LEXICON["said"].get(bare.casefold().rstrip("."), plain)
-    based = BASE.fullmatch(bare)
+    based = PATTERNS["base"].fullmatch(bare)
     if based and (based[2].isdigit() or based[2] in NUMERALS):
         base = int(based[2]) if based[2].isdigit() else NUMERALS.index(based[2])
         return Words(f"{based[1].lstrip('0')} in base {base}", value=True)
@@ -241,7 +235,7 @@ def _name(tokens: list[Token]) -> tuple[str, tuple[str, ...]] | None:
     product = any(t.kind == "num" and not before.is_a("_", "{", "-") for before, t in pairwise(tokens))
     if product or tokens[0].is_a("sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "pi"):
         return None
-    match = NAME.fullmatch("".join(token.text for token in tokens if not token.is_a("{", "}")))
+    match = PATTERNS["name"].fullmatch("".join(token.text for token in tokens if not token.is_a("{", "}")))
     if match is None or match[1] in ("e", "i"):
         return None
     arguments = tuple((match[2] or "").strip("()").split(",")) if match[2] else ()

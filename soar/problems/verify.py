@@ -13,7 +13,7 @@ from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal
 
-from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, normalize, read_letters, split_choice
+from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, PATTERNS, normalize, read_letters, split_choice
 from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, nodes, real
 from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Words, as_region, read
 from soar.problems.units import Unit
@@ -22,7 +22,6 @@ from soar.types import UserError, Verdict
 MAX_TEXT_WORDS = 8
 DEGREE = Unit((("degree", 1),))
 LEAST_PLACES = 6  # of a decimal that may stand for a number that no decimal can write
-INTEGER = re.compile(r"([a-zA-Z])\s*(?:\\in|∈)\s*(?:\\mathbb\s*\{?\s*Z|ℤ)")
 PARAMETER = r"(?<![A-Za-z\\])%s(?![A-Za-z])"
 
 
@@ -280,7 +279,7 @@ def compare_number(answer: str, gold: str) -> Verdict:
 
 def _same_parameter(answer: str, gold: str) -> str:
     """The answer with the gold answer's name for a whole number: `2k\\pi` is `2n\\pi` with n in the whole numbers."""
-    told = [(INTEGER.search(text), set(re.findall(PARAMETER % "([kmn])", text))) for text in (answer, gold)]
+    told = [(PATTERNS["integer"].search(text), set(re.findall(PARAMETER % "([kmn])", text))) for text in (answer, gold)]
     names = [match[1] if match else "".join(letters) for match, letters in told]
     if not any(match for match, _ in told) or names[0] == names[1] or [len(name) for name in names] != [1, 1]:
         return answer
