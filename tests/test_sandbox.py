@@ -201,7 +201,7 @@ def test_the_filter_allows_no_call_that_leaves():
         "unshare", "setns", "chroot", "bpf", "keyctl", "userfaultfd", "io_uring_setup", "memfd_create", "prctl", "seccomp",
         "fchmod", "utimensat", "prlimit64",
     }  # fmt: skip
-    for machine in sandbox.SECCOMP["machines"]:
+    for machine in sandbox.BOX["machines"]:
         calls = sandbox.calls(machine)
         assert not forbidden & calls.keys() and len(set(calls.values())) == len(calls)
     with pytest.raises(SandboxError, match="not of riscv64"):

@@ -20,10 +20,6 @@ import struct
 import sys
 from typing import Any
 
-WARM = (
-    "bisect collections copy dataclasses datetime decimal fractions functools heapq io itertools math operator queue re "
-    "statistics string textwrap typing"
-)
 RESULTS, SETUP = 3, 4  # file descriptors of the child
 SCRATCH_KB, FILE_KB, OPEN_FILES = 4096, 1024, 32  # what every program may use
 NEW_EVERYTHING = 0x10000000 | 0x20000 | 0x20000000 | 0x40000000 | 0x8000000 | 0x4000000  # user mnt pid net ipc uts
@@ -237,7 +233,7 @@ def main() -> None:
     """Import what programs often import, and serve."""
     os.environ.clear()
     settings = json.loads(sys.argv[1])
-    for name in WARM.split():
+    for name in settings["warm"]:
         __import__(name)
     requests = socket.socket(fileno=0)
     gc.collect()

@@ -30,7 +30,7 @@ GRACE_S = 10.0  # beyond a program's wall time until its server is taken for dea
 SITES = ("site-packages", "dist-packages")
 NOBODY = 65534
 JAIL = (Path(__file__).parent / "jail.py").read_text(encoding="utf-8")
-SECCOMP = asset("seccomp")
+BOX = asset("sandbox")
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
 KILL_PROCESS, NOT_PERMITTED = (RETURN, 0, 0, 0x80000000), (RETURN, 0, 0, 0x00050001)  # SECCOMP_RET_ERRNO | EPERM
 ALLOW = (RETURN, 0, 0, 0x7FFF0000)
@@ -38,28 +38,6 @@ NUMBER, ARCHITECTURE, COMMAND = 0, 4, 24  # offsets in struct seccomp_data; the 
 X32_BIT = 0x40000000
 
 BACKENDS = ("bwrap", "namespaces")
-INSTALL = (
-    "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap), or allow user "
-    "namespaces: inside Docker --security-opt seccomp=unconfined --security-opt apparmor=unconfined, on Ubuntu 24.04 "
-    "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-)
-
-PROBE = """
-import os, socket
-def probe():
-    said = []
-    for action in (
-        socket.socket, os.fork, lambda: open("/etc/passwd"), lambda: os.listdir("/proc/self"),
-        lambda: open("/probe", "w"), lambda: open("probe", "w").close(),
-    ):
-        try:
-            action()
-            said.append("possible")
-        except Exception as error:
-            said.append(type(error).__name__)
-    return [*said, os.getcwd(), dict(os.environ)]
-"""
-EXPECTED = [*["PermissionError"] * 2, *["FileNotFoundError"] * 2, "OSError", "possible", "/scratch", {"dict": []}]
 
 
 class SandboxError(UserError):
@@ -104,20 +82,20 @@ class Outcome:
 
 
 def calls(machine: str) -> dict[str, int]:
-    """Name and number of the allowed system calls (assets/seccomp.toml). Raises SandboxError for other processors."""
-    if machine not in SECCOMP["machines"]:
-        raise SandboxError(f"the sandbox knows the system calls of {', '.join(SECCOMP['machines'])}, not of {machine}")
-    rows = (pair.replace("=", "/").split("/") for pair in SECCOMP["allowed"].split())
-    numbers = ((row[0], row[1 + list(SECCOMP["machines"]).index(machine)]) for row in rows)
+    """Name and number of the allowed system calls (assets/sandbox.toml). Raises SandboxError for other processors."""
+    if machine not in BOX["machines"]:
+        raise SandboxError(f"the sandbox knows the system calls of {', '.join(BOX['machines'])}, not of {machine}")
+    rows = (pair.replace("=", "/").split("/") for pair in BOX["allowed"].split())
+    numbers = ((row[0], row[1 + list(BOX["machines"]).index(machine)]) for row in rows)
     return {name: int(number) for name, number in numbers if number != "-"}
 
 
 def build_filter(machine: str) -> bytes:
     """The seccomp filter as an array of struct sock_filter. Raises SandboxError for a processor that is not known."""
-    steps = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, SECCOMP["machines"].get(machine, 0)), KILL_PROCESS]
+    steps = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, BOX["machines"].get(machine, 0)), KILL_PROCESS]
     steps += [(LOAD, 0, 0, NUMBER), (AT_LEAST, 0, 1, X32_BIT), KILL_PROCESS]  # the x32 calls have numbers of their own
     for name, number in calls(machine).items():
-        tests = [step for command in SECCOMP["commands"].get(name, ()) for step in ((EQUAL, 0, 1, command), ALLOW)]
+        tests = [step for command in BOX["commands"].get(name, ()) for step in ((EQUAL, 0, 1, command), ALLOW)]
         rule = [(LOAD, 0, 0, COMMAND), *tests, NOT_PERMITTED] if tests else [ALLOW]
         steps += [(EQUAL, 0, len(rule), number), *rule]
     return b"".join(struct.pack("=HBBI", *step) for step in [*steps, NOT_PERMITTED])
@@ -181,7 +159,8 @@ class Sandbox(AbstractContextManager["Sandbox"]):
     def _start(self) -> None:
         cpu = platform.machine()
         owner = [os.getuid(), os.getgid()] if self.backend == "namespaces" else [NOBODY, NOBODY]  # mapped to nobody
-        settings = _world() | {"owner": owner, "filter": build_filter(cpu).hex(), "clone": SECCOMP["clone"][cpu]}
+        settings = _world() | {"owner": owner, "filter": build_filter(cpu).hex(), "clone": BOX["clone"][cpu]}
+        settings["warm"] = BOX["warm"].split()
         self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         with requests:
@@ -264,11 +243,11 @@ def _trial(backend: str) -> str:
         return f"needs Linux, this is {sys.platform}"
     try:
         with Sandbox(Limits(), backend) as sandbox:
-            outcome = sandbox.ask(Job(PROBE, "probe", "[((), {})]"))
+            outcome = sandbox.ask(Job(BOX["trial"]["program"], "probe", "[((), {})]"))
     except (UserError, OSError) as error:
         return str(error)
-    answer = outcome.answers.get(0)
-    return "" if answer == EXPECTED else f"the trial gave {answer or outcome.detail}, expected {EXPECTED}"
+    answer, expected = outcome.answers.get(0), BOX["trial"]["expected"]
+    return "" if answer == expected else f"the trial gave {answer or outcome.detail}, expected {expected}"
 
 
 @cache
@@ -281,4 +260,4 @@ def find_backend(wanted: str = "auto") -> str:
         if not (reason := _trial(backend)):
             return backend
         listed += f"\n  {backend}: {reason}"
-    raise SandboxError(f"no sandbox works on this machine, so no program is run.{listed}\n{INSTALL}")
+    raise SandboxError(f"no sandbox works on this machine, so no program is run.{listed}\n{BOX['install']}")
