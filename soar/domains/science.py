@@ -75,25 +75,21 @@ def read_quantity(text: str) -> Quantity | None:
     return Quantity(value, step, unit) if abs(exponent) <= MAX_EXPONENT and math.isfinite(value) else None
 
 
+@lru_cache(maxsize=4096)
 def read_unit(text: str) -> Any:
     """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit.
 
-    A slash inverts the next factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do."""
+    A slash inverts the next factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do. Temperatures
+    in compound units are differences."""
     text = rewrite(text, "unit").strip(" .,;")
     factors = [(m[0], m[1], m[2] or m[3] or m[4] or "1") for m in PATTERNS["factor"].finditer(text)]
     if "".join(shown for shown, _, _ in factors) != text or sum(bool(name) for _, name, _ in factors) > MAX_FACTORS:
         raise ValueError(f"no unit {text!r}")
     words = "".join(f"{_unit_name(name)}**{power} " if name else sign for sign, name, power in factors)
-    return _parsed("1" * text.startswith(("/", "*")) + words) if text else None
-
-
-@lru_cache(maxsize=4096)
-def _parsed(expression: str) -> Any:
-    """pint's unit of known names with signs between them; it makes temperatures in compound units differences."""
     try:
-        return registry().parse_units(expression)
+        return registry().parse_units("1" * text.startswith(("/", "*")) + words) if text else None
     except Exception as error:  # pint's parser raises what Python's tokenizer and its own assertions raise
-        raise ValueError(f"no unit {expression!r}") from error
+        raise ValueError(f"no unit {words!r}") from error
 
 
 def read_gold(text: str) -> tuple[Quantity, dict[str, float]] | None:

@@ -197,24 +197,6 @@ def _read_labels(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 READERS = {"marked": _read_pair, "tags": _read_tags, "labels": _read_labels}
 
 
-def judge_fields(question: str, answer: str, domain: Domain) -> Reason | None:
-    """What is wrong with a complete pair. Words can be answers where the format or a function of the domain says so."""
-    fmt = domain.prompts
-    if not question or not answer:
-        return Reason.EMPTY
-    bare = (" ".join(text.casefold().split()).rstrip(".:") or text for text in (question, answer))
-    if any(text in fmt.placeholders for text in bare):
-        return Reason.PLACEHOLDER
-    if len(question) > MAX_QUESTION_CHARS or len(answer) > domain.max_answer_chars:
-        return Reason.TOO_LONG
-    if not normalize(answer):
-        return Reason.EMPTY
-    words = fmt.text_answers or domain.verify or domain.read_problem
-    if words or any(char.isdigit() for char in answer) or gold_kind(answer, "math") == "value":
-        return None
-    return Reason.UNPARSABLE_ANSWER
-
-
 class Grader:
     """The functions of a domain, with the defaults for those it leaves out: `(task, text, row) -> verdict or JSON value`."""
 
@@ -273,7 +255,17 @@ class Grader:
         if not isinstance(question, str) or not isinstance(answer, str):
             raise TypeError("read_problem returned a pair that is not of two texts")
         question, answer = question.strip(), answer.strip()
-        if reason := judge_fields(question, answer, domain):
+        bare = [" ".join(field.casefold().split()).rstrip(".:") or field for field in (question, answer)]
+        words = fmt.text_answers or domain.verify or domain.read_problem  # can be answers
+        value = words or any(char.isdigit() for char in answer) or gold_kind(answer, "math") == "value"
+        faults = (
+            (not question or not answer, Reason.EMPTY),
+            (any(field in fmt.placeholders for field in bare), Reason.PLACEHOLDER),
+            (len(question) > MAX_QUESTION_CHARS or len(answer) > domain.max_answer_chars, Reason.TOO_LONG),
+            (not normalize(answer), Reason.EMPTY),
+            (not value, Reason.UNPARSABLE_ANSWER),
+        )
+        if reason := next((reason for is_so, reason in faults if is_so), None):
             return Rejection(reason, text)
         settled = self.settle(make_problem(question, answer))
         if isinstance(settled, str):

@@ -175,9 +175,9 @@ class Parser:
         token = self.peek()
         if token.kind == "num":
             return self.tokens[self.place - 1].is_a(")", "}") or left[0] in ("var", "pi", "e", "i", "!")
-        return token.kind == "var" or token.is_a("(", "{", "[") or (token.text == "|" and not self.bars) or (
-            token.kind == "cmd" and token.text not in ENDING
-        )  # fmt: skip
+        if token.kind == "cmd":
+            return token.text not in ENDING
+        return token.kind == "var" or token.is_a("(", "{", "[") or (token.text == "|" and not self.bars)
 
     def mixed(self, left: Node) -> bool:
         """Whether `2\\frac{1}{2}` or `2 1/2` stands here."""
@@ -331,9 +331,7 @@ def numeral(text: str) -> Node:
         whole, digits, period = match.groups()
         value = Fraction(int((whole or "0") + digits) + Fraction(int(period), 10 ** len(period) - 1), 10 ** len(digits))
         return ("num", value, 0)
-    mantissa, _, exponent = text.lower().partition("e")
-    places = len(mantissa.partition(".")[2]) if not exponent else 0
-    return ("num", Fraction(mantissa.removesuffix(".")) * Fraction(10) ** int(exponent or 0), places)
+    return ("num", Fraction(text), 0 if "e" in text.lower() else len(text.partition(".")[2]))
 
 
 def nodes(tree: Node) -> Iterator[Node]:

@@ -51,6 +51,7 @@ sys.path[:], *arguments = json.loads(sys.argv[1])
 from soar.problems.pool import serve
 serve(*arguments)"""
 Columns = Mapping[str, Sequence[Any]] | None
+Answers = Sequence[str | None]
 
 
 def refuse_in_worker() -> None:
@@ -146,9 +147,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
         verdicts.scores = [score or 0.0 for score in _values(outcomes)]
         return verdicts
 
-    def check_answers(
-        self, answers: Sequence[str | None], golds: Sequence[str], columns: Columns = None
-    ) -> list[Verdict]:
+    def check_answers(self, answers: Answers, golds: Sequence[str], columns: Columns = None) -> list[Verdict]:
         """Verdicts for answers that are already extracted (None: no answer). Named verifiers and domains only."""
         if not self.compares:
             raise VerifierError(f"{self.name} reads whole completions, not answers; use check")
@@ -219,9 +218,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
                 read.append(make_problem(given["question"], given["answer"]))
         return read
 
-    def _grade(
-        self, task: str, texts: Sequence[str | None], golds: Sequence[str], columns: Columns = None
-    ) -> list[Any]:
+    def _grade(self, task: str, texts: Answers, golds: Sequence[str], columns: Columns = None) -> list[Any]:
         """The verdict or value of each check. Raises ValueError, and VerifierError; the workers are gone then."""
         columns = {**(columns or {}), "answer": golds}
         for key, column in columns.items():
