@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from soar.problems.answers import PATTERNS
 from soar.problems.domain import WORDS, styled
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierError
@@ -31,7 +32,6 @@ from soar.types import Problem, Verdict
 MAX_CODE_CHARS = 20_000
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 PLACEHOLDER = WORDS["code"]["prompts"]["placeholders"][0]
-FENCED = re.compile(r"(?ims)^[ \t]{0,8}```[ \t]{0,8}(?:python3?|py)?[ \t]{0,8}\n(.*?)(?:^[ \t]{0,8}```|\Z)")
 MAX_CHARS = 20_000  # of the text of all tests
 MAX_TESTS = 64
 MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
@@ -39,8 +39,6 @@ Wrapped = tuple[tuple[str, tuple[Any, ...]], ...]
 WRAPPERS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (abs, bool, len, list, round, set, sorted, tuple)}
 WRAPPERS["is"] = operator.is_  # no name that a test can write
 TRUTH: Wrapped = (("bool", ()),)
-FENCE = re.compile(r"^[ \t]{0,8}```[^\n]{0,40}\n?", re.MULTILINE)
-BLOCK = re.compile(r"^[ \t]{0,8}(input|output)[ \t]{0,3}\d{0,3}:[ \t]{0,8}\n?", re.IGNORECASE | re.MULTILINE)
 
 
 class Unusable(ValueError):
@@ -124,8 +122,9 @@ def read_tests(text: str) -> Tests:
     """The tests in a text. Raises Unusable."""
     if len(text) > MAX_CHARS:
         raise Unusable("too_many_tests")
-    plain = FENCE.sub("", text).strip()
-    read = _read_json if plain.startswith(("[", "{")) else _read_blocks if BLOCK.match(plain) else read_asserts
+    plain = PATTERNS["fence"].sub("", text).strip()
+    blocks = PATTERNS["test_block"].match(plain)
+    read = _read_json if plain.startswith(("[", "{")) else _read_blocks if blocks else read_asserts
     tests = read(plain)
     if not 0 < len(tests.checks) <= MAX_TESTS:
         raise Unusable("too_many_tests" if tests.checks else "no_tests")
@@ -149,7 +148,7 @@ def _read_json(text: str) -> Tests:
 
 
 def _read_blocks(text: str) -> Tests:
-    names, fields = (BLOCK.split(text)[first::2] for first in (1, 2))
+    names, fields = (PATTERNS["test_block"].split(text)[first::2] for first in (1, 2))
     if [name.lower() for name in names] != ["input", "output"] * (len(names) // 2):
         raise Unusable("unreadable_tests")
     return _printed((given.strip("\n") + "\n", wanted) for given, wanted in zip(fields[::2], fields[1::2], strict=True))
@@ -273,7 +272,7 @@ def read_answer(completion: str) -> str | None:
     before = completion.split("```", 1)[0]  # code without an opening fence
     start = re.search(r"^(?:def |import |from \w+ import |class |print\(|@)", before, re.M)
     blocks = [before[start.start() :].rstrip("\n")] if start else []
-    blocks += [block for block in FENCED.findall(completion) if block.strip()]
+    blocks += [block for block in PATTERNS["code_block"].findall(completion) if block.strip()]
     functions = [block for block in blocks if re.search(r"^[ \t]*def ", block, re.M)]
     return next(reversed(functions or blocks), None)
 
@@ -312,7 +311,7 @@ def read_problem(text: str) -> tuple[str, str] | str:
 
 def _first_module(text: str) -> ast.Module | str:
     """The syntax tree of the first code block that has one (of 20); it may begin with the prefill of the prompt."""
-    sources = FENCED.findall(text)
+    sources = PATTERNS["code_block"].findall(text)
     if "```python" not in text[:40]:
         sources.insert(0, text.split("\n```")[0])
     if not any(source.strip() for source in sources):

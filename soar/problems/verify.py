@@ -88,18 +88,14 @@ def _equal_scalars(a: Scalar, b: Scalar) -> bool:
             continue  # another branch of a root or a logarithm says nothing about real values
         x = x if factor == 1 else both(operator.mul, x, factor)
         percent = a.percent != b.percent and (close(x / 100, y) if a.percent else close(x, y / 100))
-        if not (percent or _same(x, y, places)):
+        same = percent or close(x, y)
+        if not same and places >= LEAST_PLACES:  # of a decimal, that may be rounded where none can be the other
+            ends = (isinstance(v, Fraction) and not pow(10, v.denominator.bit_length(), v.denominator) for v in (x, y))
+            same = not all(ends) and abs(real(x) - real(y)) < MP.mpf(10) ** -places
+        if not same:
             return False
         compared += 1
     return compared > 0
-
-
-def _same(a: Any, b: Any, places: int) -> bool:
-    """Whether two values are equal. places: of one that is a decimal, and may be rounded where none can be the other."""
-    if close(a, b) or places < LEAST_PLACES:
-        return close(a, b)
-    ends = all(isinstance(x, Fraction) and pow(10, x.denominator.bit_length(), x.denominator) == 0 for x in (a, b))
-    return not ends and bool(abs(real(a) - real(b)) < MP.mpf(10) ** -places)
 
 
 def _is_complex(value: Any) -> bool:

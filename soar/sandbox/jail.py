@@ -131,13 +131,9 @@ def encode(value: object) -> object:
 
 
 def send(*line: object) -> None:
-    """One line of results."""
-    os.write(RESULTS, json.dumps(line).encode() + b"\n")
-
-
-def fail(error: BaseException) -> None:
-    """One line that says why there is no value."""
-    send(f"{type(error).__name__}: {error}"[:200])
+    """One line of results; an error is sent as the text that says why there is no value."""
+    text = json.dumps(line, default=lambda error: f"{type(error).__name__}: {error}"[:200])
+    os.write(RESULTS, text.encode() + b"\n")
 
 
 def answer_calls(source: str, entry: str, calls: str) -> None:
@@ -151,7 +147,7 @@ def answer_calls(source: str, entry: str, calls: str) -> None:
         try:
             send(index, encode(function(*arguments, **keywords)))
         except BaseException as error:
-            fail(error)
+            send(error)
 
 
 def printed(code: Any, text: str) -> str:
@@ -196,7 +192,7 @@ def child(settings: dict[str, Any], asked: int, results: int, setup: int) -> Non
         random.seed(0)
         answer_calls(request["source"], request["entry"], request["calls"])
     except BaseException as error:
-        fail(error)
+        send(error)
     finally:
         os._exit(0)
 

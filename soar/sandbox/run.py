@@ -124,9 +124,7 @@ def _command(backend: str) -> list[str]:
     run = [python, "-S", "-s", "-P", "-B", "-c", JAIL]
     if backend == "namespaces":
         return run
-    command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--clearenv", "--new-session"]
-    command += ["--setenv", "PYTHONHASHSEED", "0", "--cap-drop", "ALL", "--hostname", "box"]
-    command += ["--uid", str(NOBODY), "--gid", str(NOBODY)]
+    command = [shutil.which("bwrap") or "bwrap", *BOX["bwrap"]["before"].split()]
     world, shown = _world(), _world()["binds"]
     for path in shown if any(python.startswith(path + "/") for path in shown) else [*shown, python]:
         command += ["--ro-bind", path, path]
@@ -134,9 +132,7 @@ def _command(backend: str) -> list[str]:
         command += ["--tmpfs", path, "--remount-ro", path]
     for link, goal in world["links"].items():
         command += ["--symlink", goal, link]
-    # the server makes user namespaces; programs see neither /proc nor /tmp
-    command += ["--dev-bind", "/dev/null", "/dev/null", "--bind", "/proc", "/proc", "--dir", "/tmp"]
-    return [*command, "--remount-ro", "/", "--", *run]
+    return [*command, *BOX["bwrap"]["behind"].split(), *run]
 
 
 class Lost(SandboxError):
