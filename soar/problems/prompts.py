@@ -61,10 +61,8 @@ def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **w
     teacher: what is asked for, with the last blank. words: `question`, `answer` and `noun` of the form, and with what
     students `end`."""
     words = {**WORDS["form_words"], **words}
-    form = f"{teacher}You may think first. Then write exactly one {words['noun']}, in this form:\n"
-    form += WORDS["form"].rstrip("\n").format(**words)
-    student = f"{{question}}\n\nReason step by step, and end with {words['end']} in \\boxed{{}}."
-    return PromptFormat(name, "boxed", form, student, default_subject=subject, text_answers=text_answers)
+    form, student = (WORDS[key].format(**words) for key in ("form", "student"))
+    return PromptFormat(name, "boxed", teacher + form, student, default_subject=subject, text_answers=text_answers)
 
 
 def frozen(words: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache, reduce
 from itertools import accumulate, dropwhile, islice, pairwise, product
@@ -77,12 +77,11 @@ class Pile(NamedTuple):
     joiner: str = ","
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A set of real numbers, by its ends."""
 
     ends: tuple[Scalar, ...]
-    inside: Callable[[Any, Sequence[Any]], bool] = field(compare=False)  # whether a number is, given the ends' values
+    inside: Callable[[Any, Sequence[Any]], bool]  # whether a number is, given the ends' values
     name: str = ""  # of the variable, where one is told
     gap: bool = False  # all but one number (`x \\ne 1`)
 
