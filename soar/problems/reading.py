@@ -229,13 +229,10 @@ def _congruence(left: list[Token], right: list[Token]) -> Reading:
 
 def _name(tokens: list[Token]) -> tuple[str, tuple[str, ...]] | None:
     """Name and arguments where the tokens are a name: `x`, `a_n`, `AB`, `f(x, y)`, `(x, y)`, a word."""
-    if not 0 < len(tokens) <= 12 or tokens[0].kind == "num" or any(token.kind == "word" for token in tokens[1:]):
-        return None
+    odd = not 0 < len(tokens) <= 12 or tokens[0].is_a("sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "pi")
     product = any(t.kind == "num" and not before.is_a("_", "{", "-") for before, t in pairwise(tokens))
-    if product or tokens[0].is_a("sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "pi"):
-        return None
     match = PATTERNS["name"].fullmatch("".join(token.text for token in tokens if not token.is_a("{", "}")))
-    if match is None or match[1] in ("e", "i"):
+    if odd or product or any(token.kind == "word" for token in tokens[1:]) or match is None or match[1] in ("e", "i"):
         return None
     arguments = tuple((match[2] or "").strip("()").split(",")) if match[2] else ()
     return (match[1].strip("|"), arguments) if match[1] else (match[2], ())
