@@ -18,9 +18,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from soar.problems.answers import PATTERNS
 from soar.problems.domain import WORDS, styled
@@ -45,8 +44,7 @@ class Unusable(ValueError):
     """Tests that cannot be used; its text is one of no_tests, too_many_tests, unreadable_tests, unsafe_tests."""
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One test of a program."""
 
     call: str  # source of `(args, kwargs)`
@@ -63,8 +61,7 @@ class Check:
         return False
 
 
-@dataclass(frozen=True)
-class Tests:
+class Tests(NamedTuple):
     """All tests of one task. entry: the function that they call; "" for input and output."""
 
     checks: tuple[Check, ...]
@@ -346,7 +343,7 @@ CODE = styled(
     read_problem=read_problem,
     read_answer=read_answer,
     verify=lambda answer, problem: grade(answer, problem.answer),
-    seconds=2 * Limits.wall_s + 1.5,  # the worker outlives the program, which may be run twice
+    seconds=2 * Limits().wall_s + 1.5,  # the worker outlives the program, which may be run twice
     validate=validate,
     prepare=_sandbox,
     max_answer_chars=MAX_CODE_CHARS,

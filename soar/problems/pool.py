@@ -21,11 +21,11 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_COMPLETION_CHARS, extract
@@ -297,8 +297,7 @@ def _parse_answer(completion: Any) -> str | None:
     return extract(text, "boxed") or extract(text, "marker")
 
 
-@dataclass(frozen=True)
-class Reward:
+class Reward(NamedTuple):
     """A reward function with its shape. takes: names of its parameters, None for any. chat: it reads messages."""
 
     function: Callable[..., Any]

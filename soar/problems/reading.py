@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from itertools import accumulate, dropwhile, islice, pairwise, product
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 from soar.problems.answers import LEXICON, PATTERNS, mark_up
@@ -150,8 +151,7 @@ def _closes(tokens: Sequence[Token]) -> bool:
     return bool(depths) and depths[-1] == 0 and 0 not in depths[:-1]
 
 
-def _is(*texts: str) -> Callable[[Token], bool]:
-    return lambda token: token.is_a(*texts)
+_is = partial(methodcaller, "is_a")
 
 
 def _joins(token: Token) -> bool:

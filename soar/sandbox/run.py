@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from soar.files import asset
 from soar.types import UserError
@@ -44,8 +44,7 @@ class SandboxError(UserError):
     """No sandbox on this machine, or one that stopped working. Nothing was run outside of one."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What one program may use. A program that is over its wall time with CPU time to spare is run once more."""
 
     cpu_s: int = 2  # CPU seconds; this limit decides
@@ -54,8 +53,7 @@ class Limits:
     output_kb: int = 256  # of results
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One program, and what to ask it."""
 
     source: str
@@ -189,7 +187,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
     def ask(self, job: Job) -> Outcome:
         """Run one program in a backend that is known. Raises Lost when the server died, SandboxError when it made no box."""
-        request, most = {**asdict(job), "limits": asdict(self.limits)}, self.limits.output_kb * 2**10
+        request, most = {**job._asdict(), "limits": self.limits._asdict()}, self.limits.output_kb * 2**10
         with open(os.memfd_create("request"), "w+b") as asked, open(os.memfd_create("results"), "w+b") as results:
             asked.write(json.dumps(request).encode())
             asked.flush()
