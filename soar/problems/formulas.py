@@ -30,10 +30,7 @@ MAX_ARGUMENT = 100_000  # of exp, sin, gamma, and of an exponent that is no whol
 
 GREEK, ENDING, BOUNDED = (frozenset(LEXICON[key].split()) for key in ("greek", "ending", "bounded"))
 OPERATORS, SAME = LEXICON["operators"], LEXICON["same"]
-FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    **{name: getattr(MP, name) for name in LEXICON["functions"].split()},
-    **{f"arc{name}": getattr(MP, f"a{name}") for name in ("sin", "cos", "tan")}, "ln": MP.log, "abs": abs, "cis": MP.expj,
-}  # fmt: skip
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {key: getattr(MP, name) for key, name in LEXICON["functions"].items()}
 SEVERAL = ("max", "min", "gcd", "lcm")
 TYPED = (*FUNCTIONS, *SEVERAL, *["sqrt", "log", "pi", "frac", "infty", "binom", "cdot", "times", "infinity", "inf"])
 """Names that are commands without their backslash too."""
