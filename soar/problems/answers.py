@@ -11,6 +11,7 @@ from soar.files import asset
 MAX_COMPLETION_CHARS = 100_000
 MAX_ANSWER_CHARS = 2_000
 LEXICON = asset("answers")
+WORDS = {key: frozenset(text.split()) for key, text in LEXICON.items() if isinstance(text, str)}
 PATTERNS = {name: re.compile(text) for name, text in LEXICON["pattern"].items()}
 RULES = {key: [(re.compile(r["find"]), r.get("put", "")) for r in rules] for key, rules in LEXICON["rules"].items()}
 GREEK = {chr(i): unicodedata.name(chr(i), "").replace("LAMDA", "LAMBDA").split() for i in range(0x391, 0x3CA)}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import mpmath
 from mpmath import libmp
 
-from soar.problems.answers import LEXICON, PATTERNS
+from soar.problems.answers import LEXICON, PATTERNS, WORDS
 
 MP = mpmath.MPContext()
 MP.dps = 50
@@ -28,7 +28,6 @@ MAX_DEPTH = 30
 MAX_BITS = 40_000
 MAX_ARGUMENT = 100_000  # of exp, sin, gamma, and of an exponent that is no whole number
 
-GREEK, ENDING, BOUNDED = (frozenset(LEXICON[key].split()) for key in ("greek", "ending", "bounded"))
 OPERATORS, SAME = LEXICON["operators"], LEXICON["same"]
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {key: getattr(MP, name) for key, name in LEXICON["functions"].items()}
 SEVERAL = ("max", "min", "gcd", "lcm")
@@ -173,7 +172,7 @@ class Parser:
         if token.kind == "num":
             return self.tokens[self.place - 1].is_a(")", "}") or left[0] in ("var", "pi", "e", "i", "!")
         if token.kind == "cmd":
-            return token.text not in ENDING
+            return token.text not in WORDS["ending"]
         return token.kind == "var" or token.is_a("(", "{", "[") or (token.text == "|" and not self.bars)
 
     def mixed(self, left: Node) -> bool:
@@ -261,7 +260,7 @@ class Parser:
 
     def command(self, name: str) -> Node:
         """What a command stands for, with its arguments. Raises Unreadable for one that is not of this grammar."""
-        if name in GREEK:
+        if name in WORDS["greek"]:
             return self.name(name)
         if name in ("pi", "infty", "i"):
             return (name,)
@@ -282,7 +281,7 @@ class Parser:
             return (name, *parts)
         if name in FUNCTIONS or name == "log":
             return self.function(name)
-        if name in BOUNDED:
+        if name in WORDS["bounded"]:
             return self.bounded(name)
         raise Unreadable(f"\\{name}")
 

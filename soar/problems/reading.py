@@ -16,13 +16,12 @@ from itertools import accumulate, dropwhile, islice, pairwise, product
 from operator import methodcaller
 from typing import Any, NamedTuple
 
-from soar.problems.answers import LEXICON, PATTERNS, mark_up
+from soar.problems.answers import LEXICON, PATTERNS, WORDS, mark_up
 from soar.problems.formulas import POINTS, Node, Parser, Token, Unreadable, close, evaluate, nodes, real, tokenize
 from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
 
-LEAD, SHORT, SILENT, SYMBOLIC = (frozenset(LEXICON[key].split()) for key in ("lead", "short", "silent", "symbolic"))
 LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
 
@@ -114,7 +113,7 @@ def read(text: str) -> Reading:
         return Words(f"{based[1].lstrip('0')} in base {base}", value=True)
     tokens: list[Token] = []
     try:
-        tokens = tokenize(plain, SHORT, SHORT_UNITS)
+        tokens = tokenize(plain, WORDS["short"], SHORT_UNITS)
         return _read(tokens)
     except (Unreadable, RecursionError) as error:
         return _words(tokens, "too large" in str(error)) if tokens else Words(" ".join(bare.split()))
@@ -122,10 +121,10 @@ def read(text: str) -> Reading:
 
 def _words(tokens: Sequence[Token], large: bool = False) -> Words:
     """What is compared as text: without silent words, nouns in the singular. large: a value that cannot be computed."""
-    said = [t for t in tokens if t.text.casefold() not in SILENT]
+    said = [t for t in tokens if t.text.casefold() not in WORDS["silent"]]
     texts = [re.sub("(?<=..[^s])s$", "", t.text.casefold()) if t.kind == "word" else t.text for t in said]
     formula = not any(token.kind == "word" for token in tokens)
-    value = formula and (large or any(token.kind == "cmd" and token.text in SYMBOLIC for token in tokens))
+    value = formula and (large or any(token.kind == "cmd" and token.text in WORDS["symbolic"] for token in tokens))
     return Words(re.sub("(?<=[a-z]{2}) - (?=[a-z]{2})", "", " ".join(texts).strip(" .,;")), value)
 
 
@@ -162,7 +161,7 @@ def _trim(tokens: list[Token]) -> list[Token]:
     """Without words and signs that may stand before an answer, without punctuation behind it, without braces around it."""
     while tokens and tokens[-1].is_a(".", ",", ";", ":", "\n"):
         tokens = tokens[:-1]
-    first = next((i for i, t in enumerate(tokens) if not (t.kind == "word" and t.text.casefold() in LEAD)), 0)
+    first = next((i for i, t in enumerate(tokens) if not (t.kind == "word" and t.text.casefold() in WORDS["lead"])), 0)
     marks = (*LEADING, ".") if first else LEADING
     first += next((i for i, t in enumerate(tokens[first:]) if not t.is_a(*marks)), 0)
     if first:

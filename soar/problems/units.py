@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from soar.problems.answers import LEXICON
+from soar.problems.answers import LEXICON, WORDS
 from soar.problems.formulas import Token, Unreadable
 
 UNITS: dict[str, tuple[str, Fraction]] = {}  # unit -> (first unit of its line, how many of it)
@@ -15,9 +15,8 @@ for line in LEXICON["units"]:
         UNITS |= {name.casefold(): (names[0], Fraction(size)) for name in more}
 COMPOUND, SCALES = LEXICON["compound"], LEXICON["scales"]
 NUMERALS, TENS = LEXICON["numerals"].split(), LEXICON["tens"].split()
-PERCENT, COUNTED, MEANING = (frozenset(LEXICON[key].split()) for key in ("percent", "counted", "meaning"))
 CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
-SHORT_UNITS = frozenset(["in", "am", "pm", "sq", "cu", *PERCENT, *COMPOUND, *(name for name in UNITS if len(name) > 1)])
+SHORT_UNITS = WORDS["percent"] | {"in", "am", "pm", "sq", "cu", *COMPOUND, *(name for name in UNITS if len(name) > 1)}
 
 
 class Unit(NamedTuple):
@@ -51,9 +50,9 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
             factor *= last[1] ** (last[2] * (power - 1))
         elif word in ("square", "sq", "cubic", "cu"):
             following = 2 if word[0] == "s" else 3
-        elif word.isdigit() or {word, single} & MEANING or (single.endswith("th") and single[:-2] in SCALES):
+        elif word.isdigit() or {word, single} & WORDS["meaning"] or (single.endswith("th") and single[:-2] in SCALES):
             raise Unreadable("a word that changes the value")
-        elif word in PERCENT:
+        elif word in WORDS["percent"]:
             percent = True
         elif single in SCALES and not label and not powers:
             scale *= SCALES[single]
@@ -65,7 +64,7 @@ def read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
             following = 1
         else:  # a counted noun; its power says nothing
             last, following = ("?", Fraction(1), sign), 1
-            label += [single] if single not in COUNTED else []
+            label += [single] if single not in WORDS["counted"] else []
     if following != 1:
         raise Unreadable("square of nothing")
     powers.pop("?", None)
