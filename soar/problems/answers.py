@@ -1,9 +1,10 @@
-"""Texts with answers: what a completion commits to, its spelling, and the letter of a choice.
+"""Texts with answers: what a completion commits to, its spelling, the letter of a choice, and numbers that are spelled out.
 
 Pure string functions, bounded in time by `MAX_ANSWER_CHARS`, that may run in the main process on hostile text."""
 
 import re
 import unicodedata
+from fractions import Fraction
 from functools import lru_cache
 
 from soar.files import asset
@@ -14,6 +15,7 @@ LEXICON = asset("answers")
 WORDS = {key: frozenset(text.split()) for key, text in LEXICON.items() if isinstance(text, str)}
 PATTERNS = {name: re.compile(text) for name, text in LEXICON["pattern"].items()}
 RULES = {key: [(re.compile(r["find"]), r.get("put", "")) for r in rules] for key, rules in LEXICON["rules"].items()}
+NUMERALS, TENS, SCALES = LEXICON["numerals"].split(), LEXICON["tens"].split(), LEXICON["scales"]
 GREEK = {chr(i): unicodedata.name(chr(i), "").replace("LAMDA", "LAMBDA").split() for i in range(0x391, 0x3CA)}
 LETTERS = {c: f"\\{w[-1].title() if 'CAPITAL' in w else w[-1].lower()} " for c, w in GREEK.items() if w}
 SHARES = {c: unicodedata.normalize("NFKC", c).split("\u2044") for c in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
@@ -131,3 +133,25 @@ def mark_up(answer: str) -> str:
         return answer
     # the patterns are quadratic in runs of white space
     return rewrite(" ".join(spell_unicode(answer).split()), "rewrite").strip()
+
+
+def spelled(text: str) -> Fraction | None:
+    """The number that words say, `twenty-one`, `two hundred and five`, `two thirds`; None for other words."""
+    words, total, group = re.sub(r"-|\band\b", " ", text.casefold()).split(), 0, 0
+    parts = LEXICON["parts"].get(words[-1].removesuffix("s")) if len(words) > 1 else None
+    if parts:
+        share = spelled(" ".join(words[:-1]))
+        return None if share is None or share.denominator > 1 else share / parts
+    for place, word in enumerate(words):
+        # What may follow is less than the last digit's worth: 21 is said as 20 and 1, and no 1 follows 1
+        room = 100 if group % 100 == 0 else 10 if group % 10 == 0 and group % 100 >= 20 else 0
+        small = NUMERALS.index(word) if word in NUMERALS else 10 * TENS.index(word) + 20 if word in TENS else room
+        if small < room and (small or place == 0 == len(words) - 1):
+            group += small
+        elif word in ("hundred", "dozen") and 0 < group < 100:
+            group *= SCALES[word]
+        elif SCALES.get(word, 0) > 100 and 0 < group < 1_000:
+            total, group = total + group * SCALES[word], 0
+        else:
+            return None
+    return Fraction(total + group) if words else None

@@ -16,14 +16,29 @@ from itertools import accumulate, dropwhile, islice, pairwise, product
 from operator import methodcaller
 from typing import Any, NamedTuple
 
-from soar.problems.answers import LEXICON, PATTERNS, WORDS, mark_up
+from soar.problems.answers import LEXICON, NUMERALS, PATTERNS, SCALES, WORDS, mark_up, spelled
 from soar.problems.formulas import POINTS, Node, Parser, Token, Unreadable, close, evaluate, nodes, real, tokenize
-from soar.problems.units import CURRENCIES, NUMERALS, SHORT_UNITS, UNITS, Unit, read_unit, spelled
 
 MAX_PARTS = 100
 
+UNITS: dict[str, tuple[str, Fraction]] = {}  # unit -> (first unit of its line, how many of it)
+for line in LEXICON["units"]:
+    names, *others = (part.split() for part in re.split("[:,]", line))
+    for *more, size in ([*names, 1], *others):
+        UNITS |= {name.casefold(): (names[0], Fraction(size)) for name in more}
+COMPOUND = LEXICON["compound"]
+CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
+SHORT_UNITS = WORDS["percent"] | {"in", "am", "pm", "sq", "cu", *COMPOUND, *(name for name in UNITS if len(name) > 1)}
 LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
+
+
+class Unit(NamedTuple):
+    """powers: unit -> power, sorted; factor: how many of them. label: words that are no known units (`apples`)."""
+
+    powers: tuple[tuple[str, int], ...] = ()
+    factor: Fraction = Fraction(1)
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -408,6 +423,52 @@ def combine(kind: str, a: Region, b: Region) -> Region:
     return Region((*a.ends, *b.ends), inside, a.name or b.name)
 
 
+def _read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
+    """Unit, scale (`million`) and per cent sign in what stands behind a value. Raises Unreadable for anything else."""
+    words = list[str]()
+    for token in tokens:
+        if token.kind not in ("word", "var", "num") and not token.is_a(*"^/.()*{},-", *(["'"] if words else [])):
+            raise Unreadable("more than words behind a value")
+        word = token.text.casefold() if len(token.text) > 1 else token.text
+        words += COMPOUND.get(word, word).split()
+    powers, factor, label, scale, percent = dict[str, int](), Fraction(1), list[str](), 1, False
+    sign = following = 1  # of the power of the next unit: -1 behind a slash; 2 behind `square`, 3 behind `cubic`
+    last = ("", Fraction(1), 1)  # unit before this word, which `^2` or `squared` changes: name, size, sign
+    for word in re.findall(r"[^\W\d_]+|\^[ {(]*-?\s*\d+|\d+|/", " ".join(words)):
+        single = word.removesuffix("s") if len(word) > 2 else word
+        if word in ("/", "per"):
+            sign = -1
+        elif word[0] == "^" or word in ("squared", "cubed"):
+            power = {"squared": 2, "cubed": 3}.get(word) or int(re.sub(r"[^-\d]", "", word))
+            if not last[0] or abs(power) > 3:
+                raise Unreadable("a power of a word")
+            powers[last[0]] = powers.get(last[0], 0) + last[2] * (power - 1)
+            factor *= last[1] ** (last[2] * (power - 1))
+        elif word in ("square", "sq", "cubic", "cu"):
+            following = 2 if word[0] == "s" else 3
+        elif word.isdigit() or {word, single} & WORDS["meaning"] or (single.endswith("th") and single[:-2] in SCALES):
+            raise Unreadable("a word that changes the value")
+        elif word in WORDS["percent"]:
+            percent = True
+        elif single in SCALES and not label and not powers:
+            scale *= SCALES[single]
+        elif (unit := UNITS.get(word.casefold()) or UNITS.get(single.casefold())) is not None:
+            name, size = unit
+            last = (name, size, sign)
+            powers[name] = powers.get(name, 0) + sign * following
+            factor *= size ** (sign * following)
+            following = 1
+        else:  # a counted noun; its power says nothing
+            last, following = ("?", Fraction(1), sign), 1
+            label += [single] if single not in WORDS["counted"] else []
+    if following != 1:
+        raise Unreadable("square of nothing")
+    powers.pop("?", None)
+    if label:
+        return Unit(label=" ".join([*label, *sorted(powers)])), scale, percent
+    return Unit(tuple(sorted(powers.items())), factor) if powers else None, scale, percent
+
+
 def _scalar(tokens: list[Token]) -> Scalar:
     """A number or an expression with its unit. Raises Unreadable."""
     tokens, lead = _trim(tokens), list[Token]()
@@ -424,7 +485,7 @@ def _scalar(tokens: list[Token]) -> Scalar:
         product, tokens = Scalar(Parser(tokens).whole()), [tokens[0], letter._replace(kind="word"), *tokens[2:]]
     parser = Parser(tokens)
     node = parser.whole()
-    unit, scale, percent = read_unit([*tokens[parser.place :], *lead])
+    unit, scale, percent = _read_unit([*tokens[parser.place :], *lead])
     for kind in ("%", "circ"):
         inner = node[1] if node[0] == kind else ("neg", node[1][1]) if node[0] == "neg" and node[1][0] == kind else None
         if inner is not None:

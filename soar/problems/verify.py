@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, PATTERNS, normalize, read_letters, split_choice
 from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, nodes, real
-from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Words, as_region, read
-from soar.problems.units import Unit
+from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Unit, Words, as_region, read
 from soar.types import UserError, Verdict
 
 MAX_TEXT_WORDS = 8
