@@ -62,11 +62,10 @@ class Token(NamedTuple):
         return self.is_a(*OPEN, "beginmatrix") - self.is_a(*CLOSING, "endmatrix")
 
 
-def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[Token]:
+def tokenize(text: str, units: frozenset[str]) -> list[Token]:
     """The tokens of a text in which \\x01 and \\x02 stand around `\\text`. Raises Unreadable above MAX_TOKENS.
 
-    words: short runs of letters that are words. units: those that are words behind a value. `1,234` is one number, two in
-    brackets."""
+    units: runs of letters that are words behind a value. `1,234` is one number, two in brackets."""
     tokens, place, depth, spaced, in_text = list[Token](), 0, 0, False, False
     while place < len(text):
         match = (INSIDE if depth else TOP).match(text, place)
@@ -77,7 +76,7 @@ def tokenize(text: str, words: frozenset[str], units: frozenset[str]) -> list[To
             spaced, in_text = True, TEXT_MARKS.get(piece, in_text)
             continue
         behind = bool(tokens) and (tokens[-1].kind in ("num", "word") or tokens[-1].is_a(")", "}", "/", "*", "%"))
-        is_word = in_text or piece.casefold() in words or (behind and piece.casefold() in units)
+        is_word = in_text or piece.casefold() in WORDS["short"] or (behind and piece.casefold() in units)
         for made in _tokens(kind, piece, is_word):
             depth = max(0, depth + (made.text in OPEN) - (made.text in CLOSING))
             tokens.append(Token(made.kind, made.text, spaced))

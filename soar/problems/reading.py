@@ -128,7 +128,7 @@ def read(text: str) -> Reading:
         return Words(f"{based[1].lstrip('0')} in base {base}", value=True)
     tokens: list[Token] = []
     try:
-        tokens = tokenize(plain, WORDS["short"], SHORT_UNITS)
+        tokens = tokenize(plain, SHORT_UNITS)
         return _read(tokens)
     except (Unreadable, RecursionError) as error:
         return _words(tokens, "too large" in str(error)) if tokens else Words(" ".join(bare.split()))
