@@ -278,11 +278,8 @@ def doctor(
     """
     with waiting(f"reading every file of {run}"):
         checks = folders.examine(run)
-    for what, complaints in checks:
-        print(f"{'BAD' if complaints else 'ok '}  {what}", *(f"     {visible(text)}" for text in complaints), sep="\n")
     bad = sum(bool(complaints) for _, complaints in checks)
-    print(f"{bad} of {len(checks)} checks found something" if bad else f"all {len(checks)} checks are well")
-    print(folders.BLIND)
+    print(fill("doctor.txt", checks=checks, bad=bad))
     return 1 if bad else 0
 
 

@@ -324,8 +324,6 @@ def decide(folder: Path, decision: str, by: str) -> None:
     files.write_json(folder / FILE, files.finite({**read(folder), "decision": decision, "by": by}))
 
 
-_ADVICE = f"keep a copy of {HASHES} elsewhere, and compare"
-BLIND = f"not found by this: changes of somebody who wrote {HASHES}, checkpoints and events again to fit; {_ADVICE}"
 ALWAYS = ("manifest.json", "metrics.jsonl", "hard/train.jsonl", "hard/test.jsonl", "summary.json")  # of a finished run
 ONCE = {"screen": "event", "outer_step": "step", "promotion": "step", "evaluation": "arm"}  # what tells events apart
 
