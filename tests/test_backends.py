@@ -265,11 +265,7 @@ def test_a_changed_adapter_is_loaded_anew_and_the_oldest_makes_room():
 
 def test_configs_that_vllm_cannot_serve_are_refused(monkeypatch):
     backbone = tiny_backbone()
-    for change, said in (
-        ("model.adapter=full", "serves LoRA adapters; .*or set model.sampler"),
-        ('model.gguf_file="x.gguf"', "reads no model.gguf_file"),
-        ("model.lora_rank=4096", "model.lora_rank of at most 512"),
-    ):
+    for change, said in cases("backends", "vllm"):
         changes = ("model.adapter=lora", change) if "adapter" not in change else (change,)
         with pytest.raises(ConfigError, match=said):
             open_vllm(backbone, tiny_config(*changes))

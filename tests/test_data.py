@@ -177,11 +177,7 @@ def test_reasoning_gym_only_generates(monkeypatch):
     problems, _ = load_problems("reasoning_gym:chain_sum", limit=4, seed=7, options={"terms": 3})
     assert [(p.question, p.answer) for p in problems] == [(f"chain_sum 7 3 {i}", str(i)) for i in range(4)]
     assert problems[0].extra == {"family": "chain_sum", "metadata": "{}"}
-    for source, options, message in (
-        ("chainsum", {}, "no such family; the nearest: chain_sum"),
-        ("chain_sum", {"depth": 1}, "unexpected keyword argument 'depth'; chain_sum knows terms"),
-        ("chain_sum", {"terms": 10}, "terms must be at most 9"),
-    ):
+    for source, options, message in cases("data", "family"):
         with pytest.raises(DataError, match=message):
             load_problems(f"reasoning_gym:{source}", options=options)
 

@@ -24,9 +24,8 @@ from soar.report.alarms import hashed_ngrams, step_vendi, vendi_score
 def test_pass_at_k_is_the_share_of_subsets_with_a_solution(samples):
     for correct, k in itertools.product(range(samples + 1), range(1, samples + 1)):
         subsets = list(itertools.combinations([i < correct for i in range(samples)], k))
-        assert evaluate.pass_at_k(samples, correct, k) == pytest.approx(
-            sum(map(any, subsets)) / len(subsets), abs=1e-12
-        )
+        share = sum(map(any, subsets)) / len(subsets)
+        assert evaluate.pass_at_k(samples, correct, k) == pytest.approx(share, abs=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,9 +85,8 @@ def test_pigeonhole_width_by_its_formula(shared):
     problems = rng.normal(0, 0.3, H)
     values = [rng.normal(0.5, 0.1) + (problems if shared else rng.normal(0, 0.3, H)) for _ in range(S)]
     names = [[i if shared else (s, i) for i in range(H)] for s in range(S)]
-    low, high = evaluate.pigeonhole_interval(
-        [dict(zip(n, v, strict=True)) for n, v in zip(names, values, strict=True)], 1, 4000
-    )
+    seeds = [dict(zip(n, v, strict=True)) for n, v in zip(names, values, strict=True)]
+    low, high = evaluate.pigeonhole_interval(seeds, 1, 4000)
     between, within = np.var([v.mean() for v in values]), np.mean([np.var(v) for v in values])
     variance = between / S + (within / H if shared else (2 - 1 / S) * within / (S * H))
     assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.08)
@@ -103,11 +101,8 @@ def test_intervals_by_hand():
     assert clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))
     assert clopper_pearson(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
     assert clopper_pearson(0, 0) == (0.0, 1.0)
-    assert (
-        bootstrap_interval([0.0] * 96, 0, 100)
-        == evaluate.nothing_varies(0.0, 96)
-        == pytest.approx(clopper_pearson(0, 96))
-    )
+    zero = bootstrap_interval([0.0] * 96, 0, 100)
+    assert zero == evaluate.nothing_varies(0.0, 96) == pytest.approx(clopper_pearson(0, 96))
     assert bootstrap_interval([1.0] * 96, 0, 100) == pytest.approx(clopper_pearson(96, 96))
     assert bootstrap_interval([0.0] * 96, 0, 100, floor=-1.0) == pytest.approx((-0.0377, 0.0377), abs=1e-4)
     nobody = over_seeds(by_place([0.0] * 10, [0.0] * 10), 0, 100)

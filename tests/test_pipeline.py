@@ -202,9 +202,8 @@ def test_too_few_hard_problems(tmp_path, monkeypatch):
     assert "3 of 6 problems are hard (at most 0 of 4 attempts correct); left out before: none. A run" in message
     assert "A run needs at least 4: give harder problems, raise screen.max_successes" in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    with pytest.raises(
-        NothingToDo, match=r"0 of 0 .*; left out before: 6 too long for the context\. .* give a model with a longer"
-    ):
+    said = r"0 of 0 .*; left out before: 6 too long for the context\. .* give a model with a longer"
+    with pytest.raises(NothingToDo, match=said):
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 
 

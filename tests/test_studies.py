@@ -26,30 +26,9 @@ from soar.report.alarms import step_vendi
 from soar.report.text import fill
 from soar.run.interrupts import StopRequest
 from soar.studies import study as study_room
-from soar.studies.study import (
-    STUDIES,
-    Cell,
-    Study,
-    StudyError,
-    cells,
-    collect,
-    comparisons,
-    read_study,
-    run_study,
-    tables,
-)
+from soar.studies.study import STUDIES, Cell, Study, StudyError, cells, collect, read_study, run_study, tables
 
-TOY = """
-name = "toy"
-question = "Is <b>this</b> shown \u202eas it is?"
-seeds = [0, 1]
-ks = [1, 4]
-set = ["arms.steps=1", "student.repeats=1"]
-primary = ["grounded:ps", "grounded:hard_only", 4]
-[variants.grounded]
-[variants.learnability]
-set = ["teacher.reward=learnability"]
-"""
+TOY = (Path(__file__).parent / "cases" / "toy.toml").read_text(encoding="utf-8")
 
 
 def toy(tmp_path: Path, text: str = TOY) -> Study:
@@ -252,9 +231,9 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     study = Study.model_validate({"name": "x", "variants": {"a": {}, "b": {}}})
     results = [("a", "base"), ("a", "hard_only"), ("a", "ps"), ("b", "ps")]
     reference = ("a", "hard_only")
-    assert comparisons(study, results) == [(("a", "ps"), reference), (("b", "ps"), reference)]
-    assert comparisons(study, [*results, ("b", "hard_only")])[1] == (("b", "ps"), ("b", "hard_only"))
-    assert comparisons(study, [("b", "ps")]) == []
+    assert study_room.comparisons(study, results) == [(("a", "ps"), reference), (("b", "ps"), reference)]
+    assert study_room.comparisons(study, [*results, ("b", "hard_only")])[1] == (("b", "ps"), ("b", "hard_only"))
+    assert study_room.comparisons(study, [("b", "ps")]) == []
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda p: p.stem)

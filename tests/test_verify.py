@@ -21,21 +21,13 @@ from tables import cases
 import soar
 from soar.cli import grade, main
 from soar.loop.rollout import mentions
+from soar.problems import verify
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, mark_up, normalize, split_choice
 from soar.problems.domain import Domain, Grader
 from soar.problems.load import load_problems
 from soar.problems.pool import MARK, VerifierPool
 from soar.problems.prompts import FORMATS
-from soar.problems.verify import (
-    VerifierError,
-    compare_choice,
-    compare_exact,
-    compare_math,
-    compare_number,
-    gold_kind,
-    is_parsable,
-    read_number,
-)
+from soar.problems.verify import VerifierError, gold_kind, is_parsable, read_number
 from soar.types import Problem, Reason, Rejection, Verdict
 
 HERE = Path(__file__).parent
@@ -318,16 +310,16 @@ def check_text(text: str, other: str) -> int:
 
 def check_answer(answer: str, gold: str) -> None:
     """The comparisons: never an exception, equal texts are equal, and the order of the two does not matter."""
-    for compare in (compare_exact, compare_choice):
+    for compare in (verify.compare_exact, verify.compare_choice):
         assert compare(answer, answer) is Verdict.CORRECT
         assert isinstance(compare(answer, gold), Verdict)
     for kind in ("math", "number"):
         assert gold_kind(answer, kind) in ("value", "text", "none")
-    assert compare_math(answer, answer) is Verdict.CORRECT
-    there, back = compare_math(answer, gold), compare_math(gold, answer)
+    assert verify.compare_math(answer, answer) is Verdict.CORRECT
+    there, back = verify.compare_math(answer, gold), verify.compare_math(gold, answer)
     assert there is back or Verdict.UNSCORABLE in (there, back) or not (normalize(answer) and normalize(gold))
     if "none" not in (gold_kind(answer, "math"), gold_kind(gold, "math")):
-        assert compare_number(answer, gold) in (there, Verdict.UNSCORABLE)
+        assert verify.compare_number(answer, gold) in (there, Verdict.UNSCORABLE)
     number = read_number(answer)
     assert number is None or len(str(number)) > 2_000 or read_number(str(number)) == number
     mark_up(answer), split_choice(answer), mentions(answer, gold)
