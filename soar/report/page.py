@@ -209,23 +209,24 @@ def pass_at_chart(title: str, arms: Sequence[tuple[str, Arm]]) -> Chart:
 def arms_section(run: Run) -> dict[str, Any]:
     """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k.
 
-    Points on the way are `curve` events, the last one is the evaluation.
+    Points on the way are `curve` events, the last one is the evaluation, which an arm that is still trained has not.
     """
-    order = [*wording.ARMS, *sorted(run.arms.keys() - wording.ARMS)]
-    arms = sorted(run.arms.values(), key=lambda arm: order.index(arm.name))
-    ks = sorted({k for arm in arms for k in arm.pass_at})
     events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
     spent = [(read_arm(str(e.get("arm")), e), tokens) for e in events if (tokens := number(e.get("total_tokens")))]
+    measured = run.arms.keys() | {now.name for now, _ in spent}
+    order = [*wording.ARMS, *sorted(measured - wording.ARMS.keys())]
+    arms = sorted(run.arms.values(), key=lambda arm: order.index(arm.name))
+    ks = sorted({k for arm in arms for k in arm.pass_at})
     charts, solved = [], "problems solved"
     for k in dict.fromkeys([*ks[:1], *ks[-1:]]):
         curves, x = [], "million generated tokens, search included"
-        for style, arm in enumerate(arms):
+        for style, name in enumerate(sorted(measured, key=order.index)):
             points: list[Row] = []
-            for now, tokens in ((now, tokens) for now, tokens in spent if now.name == arm.name):
+            for now, tokens in ((now, tokens) for now, tokens in spent if now.name == name):
                 ends = dict(zip(("low", "high"), now.interval.get(k, ()), strict=False))
                 points.append({"x": tokens / 1e6, "y": now.pass_at.get(k), **ends})
             band = ("low", "high") if points and "low" in points[-1] else ()
-            curves.append(line(wording.arm_name(arm.name), points, "y", style, "x", band))
+            curves.append(line(wording.arm_name(name), points, "y", style, "x", band))
         rules = [(arm.pass_at[k], wording.arm_name("base")) for arm in arms if arm.name == "base" and k in arm.pass_at]
         title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
         charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules))
