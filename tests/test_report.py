@@ -240,7 +240,7 @@ def test_a_chart_is_an_image_with_its_points_where_they_belong():
 
 
 def test_tokens_of_an_arm_on_its_way():
-    """pass@k against all tokens: the measurements on the way, then the result, where there is one; arms without tokens are left out."""
+    """pass@k against all tokens: on its way, then its result, where there is one; arms without tokens are left out."""
     events: dict[str, list[runs.Row]] = {
         "curve": [{"arm": arm, "total_tokens": 2e6, "pass_at": {"1": 0.1}} for arm in ("pq", "real")],
         "evaluation": [
