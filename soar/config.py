@@ -27,6 +27,7 @@ TrainedArm = Literal[
 # Trained on the hard problems alone.
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
+TOO_EASY = 0.9  # share of the votes for one answer above which a question has nothing to teach
 ORACLE_ARMS = {"pq_sample", "pq_well_posed", "pq_correct"}
 Format = Literal["tiny", "tags", "question_answer"]
 
@@ -300,6 +301,8 @@ class Config(Section):
         budget = not trained or self.teacher.steps or self.arms.steps or self.arms.tokens
         oracle = problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained)
         in_128 = 128 % self.student.attempts == 0 and self.arm_prompts * self.student.attempts % 128 == 0
+        votes, least = self.teacher.votes, self.teacher.agreement
+        window = not votes or any(least <= k / votes <= TOO_EASY for k in range(1, votes))
         for message, fits in {
             f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
             "a run is put elsewhere by --out": plain_name,
@@ -312,6 +315,8 @@ class Config(Section):
             f"found {self.arm_prompts} * {self.student.attempts}": in_128 or "hard_only_128" not in trained,
             f"arms.run: {', '.join(sorted(ORACLE_ARMS))} need an exact oracle for questions, but problems.source = "
             f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out": oracle,
+            f"teacher.votes = {votes}, teacher.agreement = {least:g}: no number of {votes} votes is that share or more and "
+            f"at most {TOO_EASY}, above which a question is too easy; raise teacher.votes or lower teacher.agreement": window,
         }.items():
             if not fits:
                 raise ValueError(message)

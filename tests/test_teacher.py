@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, events, rollouts_of, run_tiny, skills, tiny_config
 from tables import cases
 
@@ -23,7 +24,8 @@ from soar.loop.rewards import learnability, success_rates
 from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
 from soar.loop.write import TeacherError, teacher_prompt, vote
-from soar.problems.domain import make_problem
+from soar.problems.domain import load_domain, make_problem
+from soar.problems.pool import VerifierPool
 from soar.report.runs import read_run
 from soar.types import Problem, Reason, Rejection, Trial
 
@@ -241,9 +243,32 @@ def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env,
     assert isinstance(voted, Rejection) or replace(voted, answer=problem.answer) == problem
     (strict,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], seed=3)
     assert isinstance(strict, Problem) == (said == "77767")
-    loop.env.verifier = SimpleNamespace(compares=False)
-    with pytest.raises(ConfigError, match=r"teacher\.votes = 5: problems\.verifier = .* compares no answers"):
-        teacher_prompt(loop.env, config)
+    (any_share,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0"), [problem], seed=3)
+    assert isinstance(any_share, Problem) == (kept == "7" or said == "78654")
+    for wrong in ("teacher.votes=1", "teacher.agreement=0.85"):  # of five votes four are 0.8 and all are too easy
+        with pytest.raises(ConfigError, match=r"no number of . votes is that share or more and at most 0\.9"):
+            tiny_config("teacher.votes=5", wrong)
+
+
+def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answers_are_none(env, tmp_path, monkeypatch):
+    config, choices = tiny_config("teacher.votes=4"), load_domain(f"{ROOT}/examples/multiple_choice.py:DOMAIN")
+    loop, _ = writer(env, [], config)
+    (function := tmp_path / "own.py").write_text("def grade(completions, **_):\n    return [1.0]\n")
+    for refuses in (f"{function}:grade", load_domain("code")):
+        with (
+            VerifierPool(refuses, workers=1) as loop.env.verifier,
+            pytest.raises(ConfigError, match=r"teacher\.votes = 4: "),
+        ):
+            teacher_prompt(loop.env, config)
+    texts = [r"\boxed{B) copper}", r"\boxed{C}", r"\boxed{\text{B}}", "no"]
+    monkeypatch.setattr(loop.env, "rollout", lambda *_: SimpleNamespace(texts=texts, tokens=9))
+    with VerifierPool(choices, workers=1) as loop.env.verifier:
+        assert vote(loop.env, config, list(choices.examples), 3) == (
+            [replace(choices.examples[0], answer="B) copper")],
+            9,
+        )
+    loop.env.verifier, texts[:3] = VerifierPool("math"), [r"\boxed{\text{isosceles}}"] * 3
+    assert vote(loop.env, config, easy_problems(1), 3)[0][0].name == "unparsable_answer"
 
 
 def test_questions_are_written_until_enough_of_them_are_voted_for(env):

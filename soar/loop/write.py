@@ -4,16 +4,15 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from soar import seeds
-from soar.config import Config, ConfigError
+from soar.config import TOO_EASY, Config, ConfigError
 from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Request, Rollouts, join
 from soar.files import Row, clipped
 from soar.loop.parallel import FIRST_GUESS, texts_at_once
 from soar.loop.rollout import HEAD, TAIL, RolloutEnv
-from soar.types import Problem, Reason, Rejection, UserError
+from soar.types import Problem, Reason, Rejection, UserError, columns_of
 
 SHOWN = 2
-TOO_EASY = 0.9  # share of votes for one answer above which a question has nothing to teach
 
 
 class TeacherError(UserError):
@@ -33,12 +32,13 @@ class QuestionSets:
 
 
 def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
-    """Token ids of the teacher prompt. Raises ConfigError when it leaves no room for the teacher's text, or nothing can be
-    voted on."""
-    if config.teacher.votes and not getattr(env.verifier, "compares", True):
+    """Token ids of the teacher prompt. Raises ConfigError when it leaves no room for the teacher's text, and for
+    teacher.votes where answers cannot take the place of gold answers."""
+    if config.teacher.votes and not can_vote(env):
+        key = "domain" if config.problems.domain else "verifier"
         raise ConfigError(
-            f"teacher.votes = {config.teacher.votes}: problems.verifier = {config.problems.verifier!r} reads whole "
-            "completions and compares no answers; set teacher.votes to 0"
+            f"teacher.votes = {config.teacher.votes}: problems.{key} = {getattr(config.problems, key)!r} does not compare "
+            "answers with each other (it reads whole completions, or gold answers are tests); set teacher.votes to 0"
         )
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, config.teacher.subject)
     tokens = config.teacher.sampling.max_tokens
@@ -72,10 +72,8 @@ def write_questions(
         rollouts = env.sampler.sample(teacher, Request([[prompt]], count, [[seed]], config.sampling))
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-        outcomes, rows = read_pairs(env, run, texts, ended), []
-        if config.votes:
-            outcomes, spent = vote(env, run, outcomes, seeds.derive(seed, "votes"))
-            tokens += spent
+        outcomes, spent = vote(env, run, read_pairs(env, run, texts, ended), seed)
+        tokens, rows = tokens + spent, []
         for row, outcome in enumerate(outcomes):
             if len(accepted) == wanted:
                 break
@@ -104,31 +102,46 @@ def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bo
     return outcomes
 
 
+def can_vote(env: RolloutEnv) -> bool:
+    """Whether an answer can be a gold answer: no for a reward function, and for a domain whose examples have other golds."""
+    if not env.verifier.compares:
+        return False
+    examples = env.verifier.domain.examples
+    golds = [problem.answer for problem in examples]
+    return not golds or any(v.solved for v in env.verifier.check_answers(golds, golds, columns_of(examples)))
+
+
 def vote(
     env: RolloutEnv, config: Config, outcomes: list[Problem | Rejection], seed: int
 ) -> tuple[list[Problem | Rejection], int]:
     """The pairs with the answer that most of teacher.votes attempts of the base model give, and the tokens generated.
 
-    Left out where less than teacher.agreement of them agree, or more than TOO_EASY. Labels and window as in R-Zero
-    (arXiv 2508.05004).
+    Left out where less than teacher.agreement of them agree, or more than TOO_EASY, or where the answer would not be accepted
+    from a teacher. Labels and window as in R-Zero (arXiv 2508.05004). Without votes the pairs are as written.
     """
     votes, asked = config.teacher.votes, [outcome for outcome in outcomes if isinstance(outcome, Problem)]
-    if not asked:
+    if not votes or not asked:
         return outcomes, 0
-    batch = env.rollout(None, [asked], votes, [seed], config.student.sampling, env.threads)
-    answers, chosen = env.verifier.read_answers(batch.texts), list[str]()
-    for first in range(0, len(answers), votes):
-        given = Counter(answer for answer in answers[first : first + votes] if answer)
-        chosen += [given.most_common(1)[0][0] if given else ""] * votes
-    verdicts = env.verifier.check_answers(answers, chosen)
-    read = list(outcomes)
-    for k, i in enumerate(i for i, outcome in enumerate(outcomes) if isinstance(outcome, Problem)):
-        share = sum(verdict.solved for verdict in verdicts[k * votes : (k + 1) * votes]) / votes
-        read[i] = replace(asked[k], answer=chosen[k * votes])
-        if not config.teacher.agreement <= share <= TOO_EASY:
-            reason = Reason.TOO_EASY if share > TOO_EASY else Reason.NO_AGREEMENT
-            read[i] = Rejection(reason, asked[k].question)
+    batch = env.rollout(None, [asked], votes, [seeds.derive(seed, "votes")], config.student.sampling, env.threads)
+    answers, voted = env.verifier.read_answers(batch.texts), list[Problem]()
+    for k, problem in enumerate(asked):
+        given = Counter(answer for answer in answers[k * votes : (k + 1) * votes] if answer)
+        voted.append(replace(problem, answer=given.most_common(1)[0][0] if given else ""))
+    against = [problem for problem in voted for _ in range(votes)]
+    verdicts = env.verifier.check_answers(answers, [problem.answer for problem in against], columns_of(against))
+    shares = [sum(v.solved for v in verdicts[k * votes : (k + 1) * votes]) / votes for k in range(len(voted))]
+    judged = iter(zip(voted, shares, env.verifier.usable(voted), strict=True))
+    read = [_window(config, *next(judged)) if isinstance(outcome, Problem) else outcome for outcome in outcomes]
     return read, batch.tokens
+
+
+def _window(config: Config, problem: Problem, share: float, usable: bool) -> Problem | Rejection:
+    """The problem, or why its votes do not make it one."""
+    if not problem.answer or share < config.teacher.agreement:
+        return Rejection(Reason.NO_AGREEMENT, problem.question)
+    if share > TOO_EASY:
+        return Rejection(Reason.TOO_EASY, problem.question)
+    return problem if usable else Rejection(Reason.UNPARSABLE_ANSWER, problem.question)
 
 
 def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], last: list[str]) -> str:

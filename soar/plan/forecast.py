@@ -41,6 +41,7 @@ T = TypeVar("T")
 TRAIN, MEASURE = "students train", "students measured"
 WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "variants")
 TEXTS_PER_PAIR, TEACHER_PROMPT, PROMPT = 1.5, 250, 150  # texts for an accepted pair; tokens of prompts
+PAIRS_PER_VOTED = 2.0  # pairs that are voted on for one that is kept
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
 
 TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate": "evaluation"}  # stage -> its bar
@@ -97,8 +98,7 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     held_out = hard * config.problems.test_share
     wanted, students = teacher.datasets * teacher.questions, teacher.datasets * student.repeats
     pairs = teacher.steps * wanted
-    texts = max(pairs * TEXTS_PER_PAIR, teacher.steps * texts_at_once(wanted, wanted))
-    votes = 2.0 * pairs * teacher.votes  # about half of the pairs are kept
+    written = _written(pairs, teacher.votes, a, teacher.steps * texts_at_once(wanted, wanted))
     inner = teacher.steps * min(student.max_steps, student.steps)
     sampled = float(students * inner * student.prompts_per_step * student.attempts)
     asked, once = min(reward.questions, hard - held_out), 1 if reward.mode == "greedy" else reward.baseline_attempts
@@ -109,7 +109,7 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     learned = pairs * (TEACHER_PROMPT + a["teacher_tokens"]) * (teacher.reward != "none")
     tokens = measured * a["hard_tokens"] + intrinsic * a["question_tokens"]
     loop = [
-        Work("loop", "teacher writes", texts + votes, texts * a["teacher_tokens"] + votes * a["question_tokens"]),
+        Work("loop", "teacher writes", *written),
         Work("loop", TRAIN, sampled, sampled * a["question_tokens"], trained, student.optimizer.kl > 0),
         Work("loop", MEASURE, measured + intrinsic, tokens),
         Work("loop", "teacher learns", 0.0, 0.0, learned, teacher.optimizer.kl > 0),
@@ -118,6 +118,13 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     attempts = held_out * config.evaluate.attempts * len(config.arms.run)
     first = Work("screen", "screening", screening, screening * a["hard_tokens"])
     return [first, *loop, *arms, Work("evaluate", "evaluation", attempts, attempts * a["hard_tokens"])]
+
+
+def _written(pairs: float, votes: int, a: Mapping[str, float], least: float = 0.0) -> tuple[float, float]:
+    """Rollouts and their tokens for so many accepted pairs, of at least so many texts; votes: attempts at each pair."""
+    voted = pairs * PAIRS_PER_VOTED if votes else pairs
+    texts, attempts = max(voted * TEXTS_PER_PAIR, least), voted * votes
+    return texts + attempts, texts * a["teacher_tokens"] + attempts * a["question_tokens"]
 
 
 def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, loop: list[Work]) -> Work:
@@ -130,7 +137,8 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
     questions = 0 if arm in HARD_ARMS else promoted
     share = questions / max(1.0, questions + hard_train)
     each = share * a["question_tokens"] + (1 - share) * a["hard_tokens"]
-    written = arms.questions * TEXTS_PER_PAIR * a["teacher_tokens"] * (arm in WRITTEN_BY_TEACHER)
+    votes = 0 if arm == "variants" else config.teacher.votes
+    written = _written(arms.questions, votes, a)[1] * (arm in WRITTEN_BY_TEACHER)
     rollouts = float(steps * per_step)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
         search = config.uses_search(arm) * sum(work.sampled for work in loop)
@@ -446,7 +454,7 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
 def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     """Share of teacher texts that are problems, what an accepted one costs, and why the others are not."""
     from soar.engine.rollouts import Request
-    from soar.loop.write import read_pairs, teacher_prompt
+    from soar.loop.write import read_pairs, teacher_prompt, vote
 
     teacher, seed, tokens = config.teacher, seeds.derive(config.seed, "check", "teacher"), Counter[str]()
     prompt = teacher_prompt(env, config)
@@ -455,7 +463,10 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
         request = Request([[prompt]], count, [[seeds.skip(seed, first)]], teacher.sampling)
         rollouts = env.sampler.sample(None, request)
         tokens["sampled"] += int(rollouts.length_B.sum())
-        return read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist())
+        written = read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist())
+        outcomes, spent = vote(env, config, written, seeds.skip(seed, first))
+        tokens["sampled"] += spent
+        return outcomes
 
     outcomes = in_time(env, TEACHER_SECONDS, samples, pairs)
     rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]

@@ -208,6 +208,8 @@ class Grader:
     def __call__(self, task: str, text: str | None, row: dict[str, Any]) -> Any:
         if task == "solve":
             return self.domain.solve(text or "") if self.domain.solve else None
+        if task == "admit":
+            return isinstance(self.admit(str(row["question"]), text or "", ""), Problem)
         if task == "read":
             written = self.read(text or "", row["truncated"])
             return {k: v for k, v in asdict(written).items() if k not in ("id", "extra", "text")}
@@ -254,7 +256,11 @@ class Grader:
         question, answer = (given.question, given.answer) if isinstance(given, Problem) else given
         if not isinstance(question, str) or not isinstance(answer, str):
             raise TypeError("read_problem returned a pair that is not of two texts")
-        question, answer = question.strip(), answer.strip()
+        return self.admit(question.strip(), answer.strip(), text)
+
+    def admit(self, question: str, answer: str, text: str) -> Problem | Rejection:
+        """The problem of a written question and answer, or what is wrong with them; text: where they were read."""
+        domain, fmt = self.domain, self.domain.prompts
         bare = [" ".join(field.casefold().split()).rstrip(".:") or field for field in (question, answer)]
         words = fmt.text_answers or domain.verify or domain.read_problem  # can be answers
         value = words or any(char.isdigit() for char in answer) or gold_kind(answer, "math") == "value"

@@ -169,6 +169,11 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
             return [""] * len(golds)
         return [str(text or "")[:100] for text in _values(self._grade("fault", golds, golds, columns_of(problems)))]
 
+    def usable(self, problems: Sequence[Problem]) -> list[bool]:
+        """Whether each would be accepted if a teacher had written question and answer so."""
+        golds = [problem.answer for problem in problems]
+        return [admitted is True for admitted in self._grade("admit", golds, golds, columns_of(problems))]
+
     def read_answers(self, completions: Sequence[str]) -> list[str | None]:
         """The answer that each completion commits to."""
         if self.domain.read_answer is None:
