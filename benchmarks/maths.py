@@ -166,6 +166,8 @@ def fourth_kill_test(folder: Path) -> None:
     pairs = [(f"{arm} after 32 steps", other) for other in ("base", plain, "hard_only") for arm in arms]
     pairs += [
         ("base_t after 32 steps", "pq after 32 steps"),
+        ("base_t after 16 steps", "pq after 16 steps"),
+        ("real after 32 steps", "base_t after 32 steps"),
         ("pq after 16 steps", "pq after 32 steps"),
         (plain, "base"),
     ]
