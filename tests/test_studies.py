@@ -1,6 +1,5 @@
 """Studies: what their files may say, their cells, and what comes out of a toy study, also of a failed or resumed one."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -258,7 +257,7 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert main(arguments) == 0 and "a, seed 3 | finished" in capsys.readouterr().out
     (cell,) = cells(read_study(str(tmp_path / "one.toml")), tmp_path / "out", [])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
-    failed = study_room.run_in_process(StopRequest(), False, dataclasses.replace(cell, recipe="nowhere"), 1)
+    failed = study_room.run_in_process(StopRequest(), False, cell._replace(recipe="nowhere"), 1)
     assert failed is not None and failed.startswith("exit code 1: soar: no recipe 'nowhere': expected a TOML file")
     assert "no recipe 'nowhere'" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
     (cell.folder / "summary.json").unlink()

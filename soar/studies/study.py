@@ -27,29 +27,28 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
+from jinja2 import Environment, StrictUndefined
 from pydantic import Field, ValidationError, model_validator
 
 from soar import seeds
 from soar.config import RECIPES, TRUSTED, Config, ConfigError, Section, difference, find_recipe, load
 from soar.files import Row, asset, digest, read_object, sha256_of, visible, write_atomic, write_json
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
+from soar.report import text as wording
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, mean, numbers, read_run
-from soar.report.text import DASH, MINUS, arm_name, bounds, duration, fill, percent, percent_digits, share_within, whole
 from soar.run.interrupts import StopRequest
 from soar.types import UserError
 
 STUDIES = RECIPES / "studies"
 DEFINITION = "definition.json"
 # What decides whether two cells of one seed have the same hard problems with the same evidence.
-SCREENED_WITH = ("model", "problems", "screen", "seed")
-SAMPLED_WITH = ("top_p", "max_tokens", "stop")
+SAMPLED_WITH = {"sampling": {"top_p", "max_tokens", "stop"}}
+SCREENED_WITH: Any = {"model": True, "problems": True, "screen": True, "seed": True, "student": SAMPLED_WITH}
 MAY_CHANGE = ("seeds", "ks", "compare", "question", "bootstrap")  # of a study that is continued
 SCHEMA = 3
 WORDS = asset("study")
@@ -94,8 +93,7 @@ class Study(Section):
         return self
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One run of a study. overrides: as for `--set`, in order; shares: the cell whose screening it uses, or None."""
 
     variant: str
@@ -144,28 +142,21 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
     of its seed where both screen the same problems in the same way. Raises ConfigError for any that is not valid."""
     recipe = str(find_recipe(study.recipe))
     every: list[Cell] = []
-    leaders: dict[int, Cell] = {}
+    leaders: dict[int, tuple[Path, Row]] = {}
     for name, variant in study.variants.items():
         for seed in study.seeds:
             given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.get("set", ()), *extra)]
             folder = out / "cells" / f"{name}-seed{seed}"
             overrides = [*given, f"seed={seed}", f'name="{study.name}-{name}"']
             config, shares = load(recipe, overrides), None
-            if seed in leaders and _screened_alike(leaders[seed].config, config):
-                shares = leaders[seed].folder
+            screened = config.model_dump(mode="json", include=SCREENED_WITH)
+            leader, alike = leaders.setdefault(seed, (folder, screened))
+            if leader != folder and alike == screened and config.screen.attempts and not config.screen.from_run:
+                shares = leader
                 overrides.append(f"screen.from_run={json.dumps(str(shares), ensure_ascii=False)}")
                 config = load(recipe, overrides)
             every.append(Cell(name, seed, folder, recipe, tuple(overrides), config, shares))
-            leaders.setdefault(seed, every[-1])
     return every
-
-
-def _screened_alike(leader: Config, config: Config) -> bool:
-    """Whether `config` would screen, and as the leader does."""
-    a, b = leader.resolved(), config.resolved()
-    sampled = all(a["student"]["sampling"][key] == b["student"]["sampling"][key] for key in SAMPLED_WITH)
-    screens = bool(config.screen.attempts and not config.screen.from_run)
-    return screens and sampled and all(a[key] == b[key] for key in SCREENED_WITH)
 
 
 def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
@@ -233,17 +224,14 @@ def run_study(
 
     for follows in (False, True) if run else ():
         left = [c for c in every if (c.shares is not None) == follows and not (c.folder / "summary.json").is_file()]
-        pool = ThreadPoolExecutor(jobs)
-        try:
+        with ThreadPoolExecutor(jobs) as pool:  # a study that stops here does not begin what is left
             reasons = zip(left, pool.map(job, left), strict=True)
             failures |= {cell.name: why for cell, why in reasons if why is not None}
-        finally:
-            pool.shutdown(cancel_futures=True)
         stop.check()
     results = collect(study, every, failures, json.loads((out / DEFINITION).read_text(encoding="utf-8")))
     write_json(out / "study.json", results)
     shown = {"results": results, "tables": tables(results)}
-    write_atomic(out / "study.md", fill("study.md", **shown).encode("utf-8", "replace"))
+    write_atomic(out / "study.md", wording.fill("study.md", **shown).encode("utf-8", "replace"))
     unfinished = sum(cell["state"] != "finished" for cell in results["cells"])
     page = render("study.html", {**shown, "unfinished": unfinished})  # which escapes every text in it
     write_atomic(out / "study.html", page.encode("utf-8", "replace"))
@@ -271,8 +259,7 @@ def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
     write_json(path, wanted)
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What one arm of one cell did on the held-out problems. correct: problem id -> correct attempts of `attempts`."""
 
     correct: dict[str, int]
@@ -398,62 +385,37 @@ def tables(results: Row) -> list[Row]:
     """Every table of the study, empty ones left out: title, note, header, rows of as many cells, all of it text."""
     ks = sorted({k for row in results["arms"] for k in row["pass_at"]}, key=int)
     rows = {
-        "arms": _arm_rows(results, ks),
-        "comparisons": [row for entry in results["comparisons"] for row in _comparison_rows(results, entry)],
-        "loops": [_loop_row(row) for row in results["loops"] if row["cells"]],
-        "cells": [_cell_row(cell) for cell in results["cells"]],
+        "arms": results["arms"],
+        "comparisons": [{**row, **at, "k": k} for row in results["comparisons"] for k, at in row["pass_at"].items()],
+        "loops": [row for row in results["loops"] if row["cells"]],
+        "cells": results["cells"],
     }
-    values, every = {"primary": WORDS["no_primary"], "climb": percent(CLIMB, 0), "steps": TEACHER_STEPS}, []
+    values: Row = {"primary": WORDS["no_primary"], "climb": wording.percent(CLIMB, 0), "steps": TEACHER_STEPS}
     if results["primary"]:  # named before the study ran, by the digest of the definition that names it
         a, b, k = (*(label(results, name) for name in results["primary"][:2]), results["primary"][2])
         values["primary"] = WORDS["primary"].format(a=a, b=b, k=k, digest=results["definition_sha256"][:12])
+    environment, every = Environment(undefined=StrictUndefined), []
+    environment.globals |= {"wording": wording, "label": partial(label, results), "change": change, "largest": ks[-1:]}
     for key, words in WORDS["tables"].items():
-        parts = ([f"pass@{k}" for k in ks] if word == "pass@k" else [word] for word in words["header"])
-        every.append({**words, "note": words["note"].format(**values), "header": [*chain(*parts)], "rows": rows[key]})
+        header, texts = [], []
+        for name, text in words["columns"]:
+            for k in ks if name == "pass@k" else [""]:
+                header.append(f"pass@{k}" if k else name)
+                texts.append(environment.from_string(text, {"this": k}))
+        shown = [[text.render(row) for text in texts] for row in rows[key]]
+        every.append({**words, "note": words["note"].format(**values), "header": header, "rows": shown})
     return [table for table in every if table["rows"]]
 
 
 def label(results: Row, result: str) -> str:
     """`grounded:ps` as `PS`, in a study of several variants as `grounded: PS`."""
     variant, _, arm = result.partition(":")
-    return arm_name(arm) if len(results["definition"]["variants"]) == 1 else f"{variant}: {arm_name(arm)}"
+    name = wording.arm_name(arm)
+    return name if len(results["definition"]["variants"]) == 1 else f"{variant}: {name}"
 
 
-def _arm_rows(results: Row, ks: Sequence[str]) -> list[list[str]]:
-    rows = []
-    for row in results["arms"]:
-        spreads = [row["pass_at"].get(k) for k in ks]
-        shares = [DASH if s is None else share_within(s["mean"], s["interval_95"]) for s in spreads]
-        costs = [whole(row[key]) for key in ("total_tokens", "evaluation_tokens", "student_rollouts")]
-        last, seeds = (spreads or [None])[-1], len(row["seeds"])
-        off = f"{last['climbed']} of {seeds} {bounds(last['climbed_95'], 0)}" if last else DASH
-        rows.append([label(results, f"{row['variant']}:{row['arm']}"), str(seeds), *shares, off, *costs])
-    return rows
-
-
-def _comparison_rows(results: Row, row: Row) -> list[list[str]]:
-    rows, name = [], f"{label(results, row['a'])} - {label(results, row['b'])}"
-    for k, entry in row["pass_at"].items():
-        digits = percent_digits(entry["difference"], entry["interval_95"])
-        adjusted = "primary" if entry["primary"] else f"{entry['p_adjusted']:.4f}"
-        gap = share_within(entry["difference"], entry["interval_95"])
-        shown = [gap, bounds(entry["bootstrap_95"], digits), f"{entry['p_seeds']:.4f}"]
-        rows.append([name, str(len(row["seeds"])), k, *shown, adjusted])
-    return rows
-
-
-def _loop_row(row: Row) -> list[str]:
-    """Changes such as `0.98 -> 0.41`: means over seeds of the first and the last outer steps."""
-    cells = [row["variant"]]
-    for key in TEACHER_FIGURES:
-        means = [mean([c[part][key] for c in row["cells"] if c[part][key] is not None]) for part in ("first", "last")]
-        ends = [DASH if value is None else f"{value:.3g}".replace("-", MINUS) for value in means]
-        cells.append(DASH if ends == [DASH, DASH] else " \u2192 ".join(ends))
-    share = f"{percent(row['share'])} {bounds(row['interval_95'], 1)} of {row['windows']:,}"
-    return [*cells, f"{row['collapsed']} of {len(row['cells'])}", whole(row["promotions"]), share]
-
-
-def _cell_row(cell: Row) -> list[str]:
-    state = f"{cell['state']}: {cell['reason']}" if cell["reason"] else cell["state"]
-    name = f"{cell['variant']}, seed {cell['seed']}"
-    return [name, state, whole(cell["promotions"]), duration(cell["wall_seconds"])]
+def change(cells: Sequence[Row], key: str) -> str:
+    """A change such as `0.98 -> 0.41`: means over seeds of the first and the last outer steps."""
+    means = [mean([cell[part][key] for cell in cells if cell[part][key] is not None]) for part in ("first", "last")]
+    ends = [wording.DASH if value is None else f"{value:.3g}".replace("-", wording.MINUS) for value in means]
+    return wording.DASH if means == [None, None] else " \u2192 ".join(ends)
