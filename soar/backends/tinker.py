@@ -361,11 +361,9 @@ def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerBackbone]:
         if not fits:
             raise ConfigError(f'backend.kind = "tinker" needs {wanted}')
     os.environ.setdefault("TINKER_TELEMETRY", "0")
-    tinker = import_extra(
-        "tinker", ConfigError, 'backend.kind = "tinker": {error}; pip install "soar-rl[train,tinker]"'
-    )
-    service = tinker.ServiceClient(base_url=backend.base_url or None, api_key=os.environ[KEY])
-    backbone = TinkerBackbone(config, tinker, service)
+    sdk = import_extra("tinker", ConfigError, 'backend.kind = "tinker": {error}; pip install "soar-rl[train,tinker]"')
+    service = sdk.ServiceClient(base_url=backend.base_url or None, api_key=os.environ[KEY])
+    backbone = TinkerBackbone(config, sdk, service)
     served = backbone.ask("opening it", service.get_server_capabilities, CONNECT_S).supported_models
     if backbone.name not in (names := [str(model.model_name) for model in served]):
         raise ConfigError(f"backend.model = {backbone.name!r} is not served; served are: {', '.join(names)[:600]}")

@@ -8,6 +8,7 @@ because nothing was solved, resampling says [0, 0]; the Clopper-Pearson interval
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +36,6 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     """
     if not (0 <= correct <= samples and 1 <= k <= samples):
         raise ValueError(f"pass@{k} from {correct} correct of {samples} samples is not defined")
-    if samples - correct < k:
-        return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
 
 
@@ -177,8 +176,8 @@ def paired_differences(a_H: Sequence[int], b_H: Sequence[int], config: EvaluateC
     """k as text -> mean of pass@k(a) - pass@k(b) over the same problems, from correct counts, with bootstrap interval."""
     differences = {}
     for k in config.ks:
-        a_at, b_at = ([pass_at_k(config.attempts, correct, k) for correct in counts_H] for counts_H in (a_H, b_H))
-        values = [a - b for a, b in zip(a_at, b_at, strict=True)]
+        at = partial(pass_at_k, config.attempts, k=k)
+        values = [at(a) - at(b) for a, b in zip(a_H, b_H, strict=True)]
         interval = bootstrap_interval(values, seed, config.bootstrap, floor=-1.0)
         differences[str(k)] = {"difference": float(np.mean(values)), "interval_95": list(interval)}
     return differences

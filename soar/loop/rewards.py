@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from soar import seeds
 from soar.backends.base import score
@@ -123,9 +124,7 @@ def likelihood(
         written.append(ids if fits else [])
         answer_B.append(len(ids) - same if fits else 0)
     length_B, ended_B = torch.tensor([len(ids) for ids in written]), torch.ones(len(written), dtype=torch.bool)
-    tokens_B_T = torch.full((len(written), int(length_B.max())), env.backbone.pad_id)
-    for row, ids in enumerate(written):
-        tokens_B_T[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    tokens_B_T = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in written], True, env.backbone.pad_id)
     asked = Rollouts(chosen.prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
     share_B_T = score(env.backbone, stack.select(list(policies)), asked, batch.temperature).exp()
     pairs = enumerate(zip(map(len, written), answer_B, strict=True))

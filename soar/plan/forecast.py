@@ -297,16 +297,14 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
         loaded = candidates(config)
     except UserError as error:
         return failed("problems", error), []
-    count, wanted = len(loaded.problems), 2 * config.reward.questions
+    count, asked = len(loaded.problems), config.reward.questions
     first, *details = loaded.report.lines()
     advice = "mend the rows that are left out, or go on without them" if loaded.report.dropped else ""
     if count < FEWEST:
         advice = f"a run needs at least {FEWEST} hard problems: give more"
-    elif count < wanted and not advice:
-        coarser = (
-            f"the training half is smaller than reward.questions = {config.reward.questions}, so rewards are coarser"
-        )
-        advice = f"{coarser}: give {wanted} hard problems or more, or lower reward.questions"
+    elif count < 2 * asked and not advice:
+        coarser = f"the training half is smaller than reward.questions = {asked}, so rewards are coarser"
+        advice = f"{coarser}: give {2 * asked} hard problems or more, or lower reward.questions"
     return Finding("problems", status_of(count < FEWEST, advice), first, advice, tuple(details)), loaded.problems
 
 

@@ -266,10 +266,6 @@ class Outcome(NamedTuple):
     attempts: int
     arm: Arm
 
-    def pass_at(self, k: int) -> dict[str, float]:
-        """pass@k by problem, from this cell's own number of attempts."""
-        return {name: pass_at_k(self.attempts, correct, k) for name, correct in self.correct.items()}
-
 
 Outcomes = dict[tuple[str, str], dict[int, Outcome]]  # (variant, arm) -> seed -> outcome
 
@@ -324,15 +320,18 @@ def _cell(cell: Cell, run: Run | None, failure: str | None) -> Row:
     }
 
 
-def _ks(study: Study, outcomes: Sequence[Outcome]) -> list[int]:
-    return [k for k in study.ks if k <= min(outcome.attempts for outcome in outcomes)]
+def _pass_at(study: Study, outcomes: Sequence[Outcome]) -> Iterator[tuple[int, list[dict[str, float]]]]:
+    """(k, pass@k by problem of every outcome, from its own number of attempts) for each k that all of them allow."""
+    for k in study.ks:
+        if all(k <= outcome.attempts for outcome in outcomes):
+            yield k, [{name: pass_at_k(o.attempts, n, k) for name, n in o.correct.items()} for o in outcomes]
 
 
 def _arm(study: Study, variant: str, arm: str, by_seed: dict[int, Outcome]) -> Row:
     """An arm over its seeds, and how many of them climbed: means of arms that either climb or do not say little."""
     outcomes, place, pass_at = list(by_seed.values()), seeds.derive(study.name, "interval"), {}
-    for k in _ks(study, outcomes):
-        spread = over_seeds([o.pass_at(k) for o in outcomes], place, study.bootstrap)
+    for k, values_S in _pass_at(study, outcomes):
+        spread = over_seeds(values_S, place, study.bootstrap)
         climbed = sum(mean >= CLIMB for mean in spread["per_seed"])
         pass_at[str(k)] = {**spread, "climbed": climbed, "climbed_95": list(clopper_pearson(climbed, len(outcomes)))}
     costs = {"student_rollouts": "rollouts", "total_tokens": "total_tokens", "evaluation_tokens": "evaluation_tokens"}
@@ -349,11 +348,10 @@ def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Out
     """The paired comparison over the seeds in which both arms answered the same held-out problems."""
     both = [seed for seed in outcomes[a] if seed in outcomes[b]]
     shared = [seed for seed in both if list(outcomes[a][seed].correct) == list(outcomes[b][seed].correct)]
-    rows_a, rows_b = ([outcomes[name][seed] for seed in shared] for name in (a, b))
+    rows, n = [outcomes[name][seed] for name in (a, b) for seed in shared], len(shared)
     names, place, pass_at = (":".join(a), ":".join(b)), seeds.derive(study.name, "paired"), {}
-    for k in _ks(study, rows_a + rows_b) if shared else ():
-        values_a, values_b = ([o.pass_at(k) for o in rows] for rows in (rows_a, rows_b))
-        entry = paired_over_seeds(values_a, values_b, place, study.bootstrap)
+    for k, values in _pass_at(study, rows) if shared else ():
+        entry = paired_over_seeds(values[:n], values[n:], place, study.bootstrap)
         pass_at[str(k)] = {**entry, "primary": study.primary == (*names, k), "p_adjusted": entry["p_seeds"]}
     left_out = len(both) - len(shared)
     return {"a": names[0], "b": names[1], "seeds": shared, "left_out": left_out, "pass_at": pass_at}
