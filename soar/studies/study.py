@@ -51,7 +51,7 @@ SAMPLED_WITH = {"sampling": {"top_p", "max_tokens", "stop"}}
 SCREENED_WITH: Any = {"model": True, "problems": True, "screen": True, "seed": True, "student": SAMPLED_WITH}
 MAY_CHANGE = ("seeds", "ks", "compare", "question", "bootstrap")  # of a study that is continued
 SCHEMA = 3
-WORDS = asset("study")
+TABLES = asset("study")
 CLIMB = 0.05  # mean pass@k from which a seed counts as off zero
 TEACHER_STEPS = 3  # outer steps at the start, and at the end, that are compared
 TEACHER_FIGURES = ("mean", "accepted_share", "distinct_share", "vendi", "well_posed", "correct", "teacher_kl")
@@ -388,20 +388,18 @@ def tables(results: Row) -> list[Row]:
         "loops": [row for row in results["loops"] if row["cells"]],
         "cells": results["cells"],
     }
-    values: Row = {"primary": WORDS["no_primary"], "climb": wording.percent(CLIMB, 0), "steps": TEACHER_STEPS}
-    if results["primary"]:  # named before the study ran, by the digest of the definition that names it
-        a, b, k = (*(label(results, name) for name in results["primary"][:2]), results["primary"][2])
-        values["primary"] = WORDS["primary"].format(a=a, b=b, k=k, digest=results["definition_sha256"][:12])
     environment, every = Environment(undefined=StrictUndefined), []
-    environment.globals |= {"wording": wording, "label": partial(label, results), "change": change, "largest": ks[-1:]}
-    for key, words in WORDS["tables"].items():
+    environment.globals |= {"wording": wording, "label": partial(label, results), "change": change}
+    environment.globals |= {"largest": ks[-1:], "climb": CLIMB, "steps": TEACHER_STEPS}
+    for key, words in TABLES.items():
         header, texts = [], []
         for name, text in words["columns"]:
             for k in ks if name == "pass@k" else [""]:
                 header.append(f"pass@{k}" if k else name)
                 texts.append(environment.from_string(text, {"this": k}))
         shown = [[text.render(row) for text in texts] for row in rows[key]]
-        every.append({**words, "note": words["note"].format(**values), "header": header, "rows": shown})
+        note = environment.from_string(words["note"]).render(results)
+        every.append({"title": words["title"], "note": note, "header": header, "rows": shown})
     return [table for table in every if table["rows"]]
 
 
