@@ -80,8 +80,8 @@ class Worker:
             if is_device_lost(error):
                 os._exit(1)
             raise
-        spent = (meter.tokens - before, time.monotonic() - started, len(ticks))
-        return Reply(self.number, os.getpid(), key, value, *spent)
+        tokens, seconds = meter.tokens - before, time.monotonic() - started
+        return Reply(self.number, os.getpid(), key, value, tokens, seconds, len(ticks))
 
 
 def check_cluster(config: Config) -> None:
@@ -195,7 +195,6 @@ class RayParallel:
         for actor in self.actors:
             with suppress(Exception):  # a cluster that is gone cannot be told
                 self._ray.kill(actor, no_restart=True)
-        self.actors = []
         if self._connected:
             self._ray.shutdown()
 
@@ -225,8 +224,7 @@ class RayParallel:
         if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
             self._env.sampler.release()
             release_memory()
-        ray, name, shared, loading = self._ray, work.__name__, self._ray.put(common), 0.0
-        free = list(self.actors)
+        ray, name, shared, free, loading = self._ray, work.__name__, self._ray.put(common), list(self.actors), 0.0
         busy: dict[Any, Any] = {}
         self._open.append(name)
         try:
@@ -251,9 +249,8 @@ class RayParallel:
                 loading = 0.0
                 self._longest[name] = max(self._longest.get(name, 0.0), reply.seconds)
                 if reply.pid != self.pids[reply.number]:
-                    self.say(
-                        f"worker {reply.number} was lost and started again; what it was doing ({name}) is done again"
-                    )
+                    lost = f"worker {reply.number} was lost and started again"
+                    self.say(f"{lost}; what it was doing ({name}) is done again")
                     self.pids[reply.number] = reply.pid
                 for _ in range(reply.ticks):
                     tick()
