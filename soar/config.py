@@ -26,8 +26,8 @@ TrainedArm = Literal[
 ]  # fmt: skip
 # Trained on the hard problems alone.
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
-# Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
 TOO_EASY = 0.9  # share of the votes for one answer above which a question has nothing to teach
+# Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
 ORACLE_ARMS = {"pq_sample", "pq_well_posed", "pq_correct"}
 Format = Literal["tiny", "tags", "question_answer"]
 
