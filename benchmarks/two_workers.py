@@ -5,7 +5,8 @@
     python benchmarks/two_workers.py --shape 7b --workers 0 --outer-steps 1 --repeats 2 --out 7b.json   7B on one GPU
     python benchmarks/two_workers.py --shape toy --kill-one --datasets 2 --repeats 2 --questions 2 --attempts 4 --measured 4
 
-By the rates of one H200 the first takes about seven minutes, the others less; --steps and --repeats make it shorter.
+By the rates of one H200 the first takes about seven minutes with two outer steps, half as much again with three (the
+default); --steps and --repeats make it shorter. A worker is killed in the last outer step, by the seconds of the one before.
 The last line is a toy on a CPU. Nothing is downloaded: the model is drawn on the device and written to --folder (0.5B: 1 GB,
 7B: 15 GB in bfloat16), since every worker loads it for itself; one token in --mean ends a completion. Each run is a real one
 (`soar.run.pipeline.execute`) in a process of its own: the teacher writes, students train by RLOO with the KL term and are
@@ -48,14 +49,19 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="0: this process alone, without Ray")
     parser.add_argument("--kill-one", action="store_true", help="one run more, in which a worker is killed")
-    numbers = (2, 4, 4, 16, 2, 8, 32, 320, 64)
+    numbers = (3, 4, 4, 16, 2, 8, 32, 320, 64)
     for name, value in zip(KEYS, numbers, strict=True):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=KEYS[name])
     parser.add_argument("--mean", type=int, default=256, help="tokens of a completion")
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--folder", type=Path, help="for model and runs (default: a new one, removed at the end)")
     parser.add_argument("--out", type=Path, help="write the figures to this file")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.kill_one and arguments.outer_steps < 2:
+        parser.error(
+            "--kill-one kills in the last outer step by the seconds of the one before: --outer-steps 2 or more"
+        )
+    return arguments
 
 
 def write_model(shape: str, folder: Path, mean: int) -> dict[str, Any]:
