@@ -255,10 +255,13 @@ def test_a_worker_loads_counts_names_other_weights_and_ends_with_its_gpu(env, mo
         Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
     with pytest.raises(WorkersLost, match="loaded other weights than the run's process"):
         Worker(1, tiny_config(), os.getcwd(), "0" * 64).open()
-    worker = Worker(3, tiny_config(), os.getcwd(), digest)
+    worker, given_back = Worker(3, tiny_config(), os.getcwd(), digest), list[str]()
+    cuda = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    elsewhere = RolloutEnv(cuda, SimpleNamespace(release=lambda: given_back.append("cache")), None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker.env, "release", elsewhere.release)  # or the run's process on that GPU has no room
     reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4] and reply.tokens > 8
-    assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key")
+    assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key") and given_back == ["cache"]
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):  # its GPU is lost: a new process may get it back
         worker.work(failing, "key", (), (RuntimeError("CUDA error: unspecified launch failure"),))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import SamplingConfig
+from soar.engine.memory import release_memory
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Request, Rollouts, Sampler, join
 from soar.files import Row, clipped
@@ -81,6 +82,12 @@ class RolloutEnv:
     def room(self, problem: Problem, sampling: SamplingConfig) -> bool:
         """Whether prompt and completion budget fit in the model's context."""
         return len(self.prompt(problem)) + sampling.max_tokens <= self.backbone.context
+
+    def release(self) -> None:
+        """Give a GPU's memory that is not in use to other processes: the sampler's cache and torch's blocks."""
+        if self.backbone.device.type == "cuda":
+            self.sampler.release()
+            release_memory()
 
     def rollout(
         self,

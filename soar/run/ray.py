@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from soar.config import Config, ConfigError
-from soar.engine.memory import is_device_lost, release_memory
+from soar.engine.memory import is_device_lost
 from soar.files import scrub
 from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
@@ -80,6 +80,7 @@ class Worker:
             if is_device_lost(error):
                 os._exit(1)
             raise
+        self.env.release()  # the run's own process may share this GPU
         tokens, seconds = meter.tokens - before, time.monotonic() - started
         return Reply(self.number, os.getpid(), key, value, tokens, seconds, len(ticks))
 
@@ -221,9 +222,7 @@ class RayParallel:
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
     ) -> Iterator[tuple[Any, Any]]:
         """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
-        if self._env.backbone.device.type == "cuda":  # a worker may share this GPU
-            self._env.sampler.release()
-            release_memory()
+        self._env.release()  # a worker may share this GPU
         ray, name, shared, free, loading = self._ray, work.__name__, self._ray.put(common), list(self.actors), 0.0
         busy: dict[Any, Any] = {}
         self._open.append(name)
