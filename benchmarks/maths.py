@@ -1,9 +1,10 @@
-"""The figures of docs/results/maths.md from the counts beside it: SOAR's first runs, four kill tests, the questions.
+"""The figures of docs/results/maths.md from the counts beside it: SOAR's runs, four kill tests, the questions.
 
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
 python benchmarks/maths.py --practice POOL.jsonl FILE.jsonl       the easier ones of the third kill test
-python benchmarks/maths.py --study runs/maths/study.json          writes docs/results/maths.json
+python benchmarks/maths.py --study runs/maths/study.json          writes docs/results/maths.json from a study
+python benchmarks/maths.py --counts docs/results/maths-votes.jsonl    the same from counts of runs
 
 POOL.jsonl: problems of the MATH test split with the ids math-test/N, N their place in it.
 """
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import fisher_exact, pearsonr, ttest_1samp
+from scipy.stats import fisher_exact, pearsonr, t, ttest_1samp
 
-from soar.loop.evaluate import clopper_pearson, pass_at_k
+from soar.loop.evaluate import clopper_pearson, over_seeds, paired_over_seeds, pass_at_k
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -65,6 +66,33 @@ def from_study(study: Path, out: Path) -> None:
     out.write_text(json.dumps({**document, "comparisons": results["comparisons"]}, indent=1) + "\n", encoding="utf-8")
 
 
+def from_counts(counts: Path, out: Path) -> None:
+    """Arms over seeds, and pq minus hard_only: every evaluation with its cell's seed and held-out problems."""
+    held: dict[str, list[str]] = {}
+    solved: dict[str, dict[str, tuple[int, list[int]]]] = {}
+    for row in rows(counts):
+        seed = row["cell"].split("-")[1]
+        if row["event"] == "cell":
+            held[seed] = row["held_out"]
+        elif row["event"] == "evaluation":
+            solved.setdefault(row["arm"], {})[seed] = row["total_tokens"], row["correct"]
+
+    def values(arm: str, k: int) -> list[dict[str, float]]:
+        of = sorted(solved[arm].items())
+        return [{i: pass_at_k(32, c, k) for i, c in zip(held[seed], given, strict=True)} for seed, (_, given) in of]
+
+    arms = {}
+    for arm, of in solved.items():
+        spread = {str(k): over_seeds(values(arm, k), 0, 2000) for k in (1, 8, 32)}
+        means, intervals = ({k: row[key] for k, row in spread.items()} for key in ("mean", "interval_95"))
+        tokens = float(np.mean([tokens for tokens, _ in of.values()]))
+        arms[arm] = dict(zip(KEPT, (means, intervals, tokens, len(of)), strict=True))
+    gaps = {str(k): paired_over_seeds(values("pq", k), values("hard_only", k), 0, 2000) for k in (1, 8, 32)}
+    document = {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(held), "arms": arms}
+    document["comparisons"] = [{"a": "pq", "b": "hard_only", "pass_at": gaps}]
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     default = Path("docs/results")
     match sys.argv[1:]:
@@ -72,11 +100,43 @@ def main() -> None:
             write_problems(name, default, Path(pool), Path(out))
         case ["--study", study]:
             from_study(Path(study), default / "maths.json")
+        case ["--counts", counts]:
+            from_counts(Path(counts), default / "maths.json")
         case arguments:
+            with_votes(Path(*arguments) if arguments else default)
             first_run(Path(*arguments) if arguments else default)
             kill_test(Path(*arguments) if arguments else default)
             third_kill_test(Path(*arguments) if arguments else default)
             fourth_kill_test(Path(*arguments) if arguments else default)
+
+
+def with_votes(folder: Path) -> None:
+    """SOAR with answers by vote at 4 million tokens; base and ps are from runs of the same seeds that were cut off."""
+    events, solved = rows(folder / "maths-votes.jsonl"), dict[str, list[int]]()
+    pairs = [("pq", other) for other in ("hard_only", "base", "ps")]
+    for seed in (0, 1):
+        own = [row for row in events if row["cell"].startswith(f"soar-seed{seed}")]
+        print(f"answers by vote, seed {seed}")
+        readings(own, pairs, {"pq": ((0, 4), (14, 18)), "hard_only": ((0, 4), (20, 24))})
+        for row in own:
+            if row["event"] == "evaluation":
+                solved.setdefault(row["arm"], []).append(sum(count > 0 for count in row["correct"]))
+    print("solved, by seed: " + ", ".join(f"{arm} {counts}" for arm, counts in solved.items()))
+    first = {
+        row["cell"]: np.array(row["reward_G"]) for row in events if row["event"] == "outer_step" and not row["step"]
+    }
+    apart = [
+        [first[f"soar-seed{s}{end}"] - first[f"soar-seed{s}{end}"].mean() for s in (0, 1)] for end in ("", "-cut-off")
+    ]
+    once, again = map(np.concatenate, apart)
+    r = float(once @ again / np.sqrt((once @ once) * (again @ again)))
+    free = len(once) - 3  # two means and the slope
+    print(f"rewards of the same 6 sets in two runs, within seeds: correlation {r:.2f}, p "
+          f"{2 * t.sf(abs(r) * np.sqrt(free / (1 - r * r)), free):.2f}")  # fmt: skip
+    judged = [row for row in rows(folder / "maths-votes-questions.jsonl") if row.get("promoted")]
+    print(
+        f"answers of promoted questions right by hand: {sum(row['right_by_hand'] for row in judged)} of {len(judged)}"
+    )
 
 
 def first_run(folder: Path) -> None:
