@@ -179,6 +179,20 @@ def test_page_shows_the_figures_of_the_summary(folder, page):
     assert '"tau": 0.01' in text and '"torch": "2.13.0"' in text and '"prompts": "77ab01ce"' in text
 
 
+def test_page_says_what_votes_trust_and_practice_were(tmp_path):
+    """Answers by vote are not the teacher's own, problems that nobody screened were not tried, and practice comes first."""
+    folder = run_folders.write_run(tmp_path / "votes", steps=2)
+    for name, old, new in (
+        ("manifest.json", b'"tau": 0.01', b'"tau": 0.01}, "teacher": {"votes": 8}, "arms": {"curriculum_steps": 1000'),
+        ("metrics.jsonl", b'"hard": 192, "attempts": 128', b'"hard": 192, "attempts": 0'),
+    ):
+        run_folders.change(folder / name, old, new)
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "with the answer that most of 8 attempts of the base model give, which nobody checks" in text
+    assert "645 problems were taken as hard, untried (screen.attempts = 0)" in text and "Correct attempts" not in text
+    assert "practises on its questions alone in its first 1,000 RLOO steps" in text
+
+
 def test_hostile_text_is_shown_and_does_nothing(html, page):
     assert len(page.all("script")) == 1 and len(page.all("style")) == 1
     assert all(str(a["src"]).startswith("data:image/svg+xml;base64,") and "onerror" not in a for a in page.all("img"))
