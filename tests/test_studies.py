@@ -119,6 +119,9 @@ def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
     text = fill("study.md", results=results, tables=tables(results))
     for words in ("| PQ | 2 | 37.5 % [", "No primary comparison", "| 5,000 | 640 | 1,000 |", "| 2 of 2 [16, 100] |"):
         assert words in text
+    alone = collect(study, both[:1], {}, study.model_dump(mode="json"))
+    text = fill("study.md", results=alone, tables=tables(alone))
+    assert re.search(r"PQ - Hard-Only \| 1 \| 1 \| .* \| \u2013 \| \u2013 \|", text), "one seed has no p"
     assert [(row["pass_at"]["1"]["climbed"], *row["pass_at"]["1"]["climbed_95"]) for row in (pq, hard)] == [
         (2, pytest.approx(0.025**0.5), 1.0),
         (0, 0.0, pytest.approx(1 - 0.025**0.5)),
