@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -111,7 +112,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._left: dict[str, tuple[int, int]] = {}  # file -> (inode, bytes) as this process left it
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
-        others = path.exists() and not all(NOBODYS.fullmatch(entry.name) for entry in path.iterdir())
+        self._made = [place for place in (path, *path.parents) if not place.exists()]  # by this process, inner first
+        others = path.exists() and not self._nobodys()
         exists = others and (path / "manifest.json").is_file()
         if not resume and others:
             advice = "; give --resume to continue the run in it, or" if exists else " and holds no run; give"
@@ -137,7 +139,16 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise
 
     def __exit__(self, *error: object) -> None:
+        """A folder that was made here goes again where nothing was worked out: what was asked for was refused."""
+        with suppress(OSError):  # somebody else uses it, or took it away
+            if self._made and self._nobodys():
+                shutil.rmtree(self.path)
+                for place in self._made[1:]:
+                    place.rmdir()
         self._lock.release()
+
+    def _nobodys(self) -> bool:
+        return all(NOBODYS.fullmatch(entry.name) for entry in self.path.iterdir())
 
     def _continue(self, config: Config) -> Row:
         manifest = read_document(self.path / "manifest.json")

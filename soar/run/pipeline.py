@@ -104,7 +104,8 @@ class Run:
         return summary
 
     def _look_at_sources(self) -> None:
-        """What is wrong with files of others is told before the work, not after it."""
+        """What is wrong with files of others, or with the teacher's keys, is told before the work, not after it."""
+        OuterLoop(self.env, [], self.config, self.state.loop)
         material = self._material()
         if "real" in self.config.arms.run:
             arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))

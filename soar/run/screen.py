@@ -280,7 +280,7 @@ def find_hard(
         shown_hard, evidence, where = before
         found = {problem.id: shown_hard[problem.id] for problem in problems}
         progress.say(f"{where}: shown to be hard with {evidence['attempts']} attempts; not screened again")
-    elif config.screen.attempts:
+    elif config.screen.attempts and (problems or not reuse):  # without any the run is refused, and leaves no evidence
         if config.screen.from_run:
             copy_screening(folder, Path(config.screen.from_run), loaded.digest)
         with progress.task("screening", len(problems) * config.screen.attempts) as advance:
