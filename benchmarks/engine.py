@@ -1,6 +1,6 @@
 """The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
 
-    python benchmarks/engine.py [--out FILE] [--toy] [--profile] [--only SECTION ...] [--seconds N]
+    python benchmarks/engine.py [--out FILE] [--toy] [--profile] [--only SECTION ...] [--seconds N] [--low-rank WAY ...]
 
 Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
@@ -10,10 +10,11 @@ adapters. train: tokens a second and MFU (`bench_train`; FLOPs of the forward pa
 base weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's
 RLOOTrainer on the same work, one student, two steps measured, times 16 x 10, with `generate` and with its continuous
 batching. tails: rows whose lengths differ as in the pilot on MATH (a third of them cut off), against full ones. screen:
-screening, grading aside, against the sampler alone. vllm: `engine_vllm.py` at the 0.5B shape. --profile: where the
-device's time goes in an update, and in sampling with many adapters. --toy: tiny shapes, any device, to see that the script
-runs. --seconds: no section begins later. Every section is written to FILE when it ends, with the figures of
-docs/performance.md by name (`summary`).
+screening, grading aside, against the sampler alone. few: a decoding step with few policies and rows at the Qwen2.5-1.5B
+shape, and its low-rank products alone (`engine_few.py`). vllm: `engine_vllm.py` at the 0.5B shape. --profile: where the
+device's time goes in an update, in sampling with many adapters, and in a step of `few`. --toy: tiny shapes, any device, to
+see that the script runs. --seconds: no section begins later. --low-rank: the ways that `few` compares. Every section is
+written to FILE when it ends, with the figures of docs/performance.md by name (`summary`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from engine_few import WAYS, bench_few
 from engine_generate import bench_batching, bench_generate
 from engine_models import (
     SHAPES,
@@ -41,6 +43,7 @@ from engine_models import (
     prompts_of,
     random_stack,
     reward_of_text,
+    step_bytes_and_flops,
     surroundings,
     timed,
     tokenizer_of,
@@ -89,23 +92,6 @@ def sample(
     return sampler.sample(stack, Request(prompts, attempts, seeds, SamplingConfig(max_tokens=new)))
 
 
-def step_bytes_and_flops(
-    config: LlamaConfig, rows: int, places: float, policies: int, rank: int
-) -> tuple[float, float]:
-    """Bytes moved and FLOPs of one decoding step with `places` cached tokens a row (bf16)."""
-    kv_width = config.num_key_value_heads * config.head_dim
-    q_width = config.num_attention_heads * config.head_dim
-    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    linear = layers * (hidden * (2 * q_width + 2 * kv_width) + 3 * hidden * inner)
-    head = config.vocab_size * hidden
-    ends = layers * (4 * hidden + 2 * q_width + 2 * kv_width + 3 * (hidden + inner))
-    adapters = rank * ends
-    cache = rows * places * layers * 2 * kv_width
-    size = 2 * (linear + head + policies * adapters + cache) + 3 * 2 * rows * config.vocab_size
-    flops = 2 * rows * (linear + head + adapters) + 4 * rows * places * layers * q_width
-    return size, flops
-
-
 def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_generate: bool) -> list[Row]:
     """Sections decode-135m and decode-3b."""
     rows, length, new = (32, 12, 8) if toy else (2048, 100, 160) if name == "135m" else (1024, 100, 520)
@@ -147,7 +133,7 @@ def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_genera
 PROFILE = False
 
 
-def profiled(work: Callable[[], Any]) -> list[Row]:
+def profiled(work: Callable[[], Any], top: int = 32) -> list[Row]:
     """With --profile: print where the device's time goes, and give it as rows."""
     if not PROFILE or not torch.cuda.is_available():
         return []
@@ -158,7 +144,7 @@ def profiled(work: Callable[[], Any]) -> list[Row]:
         wait()
     events = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
     events.sort(key=lambda e: -e.self_device_time_total)
-    for e in events[:32]:
+    for e in events[:top]:
         print(f"  {e.self_device_time_total:9,.0f} us  {e.count:6.0f} x  {e.key[:86]}", flush=True)
     return [{"kernel": e.key[:86], "launches": e.count, "microseconds": e.self_device_time_total} for e in events]
 
@@ -272,6 +258,7 @@ def summary(rows: list[Row]) -> Row:
         "inner_vs_trl": min(trl) / inner if trl and inner else None,
         "decode_vs_vllm": one("vllm", "decode_vs_vllm"),
         "adapters_64_vs_1": next((row["slower_than_1"] for row in rows if row["what"] == "64 adapters"), None),
+        "decode_few": {row["way"]: row["decode_few"] for row in rows if "decode_few" in row} or None,
         "tails_vs_full": one("tails", "tails_vs_full"),
         "screen_vs_sampler": one("screen", "screen_vs_sampler"),
     }
@@ -425,13 +412,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [
         "decode-135m", "train-135m", "train-0.5b", "inner", "trl", "decode-3b", "adapters", "train-3b", "batching",
-        "tails", "screen", "vllm",
+        "tails", "screen", "few", "vllm",
     ]  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no section begins later than this")
     parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--low-rank", nargs="+", choices=WAYS, default=list(WAYS), help="of section few")
     arguments = parser.parse_args()
     globals()["PROFILE"] = arguments.profile
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
@@ -463,6 +451,7 @@ def main() -> None:
         "trl": lambda: bench_trl(arguments.toy, rows),
         "tails": lambda: bench_tails(arguments.toy),
         "screen": lambda: bench_screen(arguments.toy),
+        "few": lambda: bench_few(arguments.toy, ceiling, arguments.low_rank, profiled),
         "vllm": lambda: bench_vllm("toy" if arguments.toy else "0.5b"),
     }
     run_sections(arguments, sections, head, rows)

@@ -38,6 +38,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2,
         "head_dim": 64,
     },
+    "1.5b": {
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+    },
     "3b": {
         "vocab_size": 128256,
         "hidden_size": 3072,
@@ -113,6 +122,23 @@ def clocked(spent: dict[str, float], stage: str, work: Callable[..., Any]) -> Ca
         return result
 
     return run
+
+
+def step_bytes_and_flops(
+    config: LlamaConfig, rows: int, places: float, policies: int, rank: int
+) -> tuple[float, float]:
+    """Bytes moved and FLOPs of one decoding step with `places` cached tokens a row (bf16)."""
+    kv_width = config.num_key_value_heads * config.head_dim
+    q_width = config.num_attention_heads * config.head_dim
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    linear = layers * (hidden * (2 * q_width + 2 * kv_width) + 3 * hidden * inner)
+    head = config.vocab_size * hidden
+    ends = layers * (4 * hidden + 2 * q_width + 2 * kv_width + 3 * (hidden + inner))
+    adapters = rank * ends
+    cache = rows * places * layers * 2 * kv_width
+    size = 2 * (linear + head + policies * adapters + cache) + 3 * 2 * rows * config.vocab_size
+    flops = 2 * rows * (linear + head + adapters) + 4 * rows * places * layers * q_width
+    return size, flops
 
 
 def prompts_of(backbone: Backbone, policies: int, per_policy: int, length: int) -> list[list[list[int]]]:
