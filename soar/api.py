@@ -317,9 +317,8 @@ def evaluate(
     """
     paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
     with _call(model, problems, options) as (config, progress):
-        with progress.task("evaluation", 1) as task:
-            progress.now(f"measuring {config.model.path} on {config.problems.source}", tell=False)
-            result = measure(config, paths, progress.say, task)
+        progress.now(f"loading {config.model.path}, to measure on {config.problems.source}", tell=False)
+        result = measure(config, paths, progress)
         by_id = {problem.id: problem for problem in candidates(config).problems}
     evaluations = Evaluations(result["policies"])
     evaluations.problems = [by_id[name] for name in result["problems"]["ids"]]

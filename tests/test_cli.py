@@ -150,12 +150,14 @@ def test_a_student_on_a_runs_questions(tiny_run, tmp_path, capsys):
     assert main([*arguments, "--resume"]) == 0
 
 
-def test_eval_repeats_the_runs_own_evaluation(tiny_run, tmp_path, capsys):
+def test_eval_repeats_the_runs_own_evaluation(tiny_run, tmp_path, monkeypatch, capsys):
+    for name, value in (("run.progress.PLAIN_SECONDS", 0), ("run.progress.PATIENCE", 0), ("loop.evaluate.BLOCK", 2)):
+        monkeypatch.setattr(f"soar.{name}", value)  # a line for every block of problems
     out = tmp_path / "eval.json"
     adapters = [str(tiny_run / name) for name in ("student", "arms/pq")]
     problems = str(tiny_run / "hard" / "test.jsonl")
     options = [word for adapter in adapters for word in ("--adapter", adapter)]
-    assert main(["eval", *options, "--problems", problems, "--out", str(out), "--quiet"]) == 0
+    assert main(["eval", *options, "--problems", problems, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     run: dict[str, Any] = {event["arm"]: event for event in events(tiny_run, "evaluation")}
     assert list(found["policies"]) == ["base", *adapters]
@@ -167,7 +169,8 @@ def test_eval_repeats_the_runs_own_evaluation(tiny_run, tmp_path, capsys):
         assert list(policy["pass_at"]) == ["1", "2", "3", "4"]
     assert set(found["paired"]) == {f"{name} - base" for name in adapters}
     assert found["problems"]["ids"] == [row["id"] for row in read_jsonl(tiny_run / "hard" / "test.jsonl")]
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert {"2", "4"} <= set(re.findall(r"^evaluation: (\d)/6", said, re.MULTILINE)), said
     assert shown.startswith("6 problems, 4 attempts each\npolicy")
     assert f"result: {out}" in shown
 

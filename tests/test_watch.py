@@ -190,7 +190,7 @@ def test_what_has_no_bar_is_said_again(monkeypatch):
     for seconds in (5.0, 5.0, 5.0):
         clock["now"] += seconds
         report.remind()
-    with report.task("evaluation", 1):  # `soar eval` opens it before the model is loaded
+    with report.task("evaluation", 1):  # it may be open around what has no bar
         report.now("drawing", tell=False)
         clock["now"] += 9.0
         report.remind()

@@ -377,11 +377,11 @@ def eval_(
     run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
     unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0"]  # they are about the run's own
     config = config_of(recipe or run, model, problems, [*unset, *overriding(sets, workers)])
-    with Progress(quiet=quiet) as progress, progress.task("evaluation", 1) as task:
+    with Progress(quiet=quiet) as progress:
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.pipeline import measure as measured
 
-        result = measured(config, adapters, progress.say, task)
+        result = measured(config, adapters, progress)
     print(result_table(result))
     if out is not None:
         write_json(out, result)

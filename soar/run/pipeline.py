@@ -34,7 +34,7 @@ from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_che
 from soar.run.folder import ADVICE, RunFolder, write_hashes
 from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
 from soar.run.jobs import FileLoop
-from soar.run.progress import Progress, Task
+from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
 from soar.run.setup import labelled, open_env, save_adapter
@@ -425,32 +425,31 @@ def execute(
             raise
 
 
-def measure(config: Config, adapters: dict[str, Path], say: Callable[[str], None], task: Task) -> Row:
+def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> Row:
     """The base model and the named adapters on the problems of `config.problems`, at the same seeds.
 
     Returns problems (source, sha256, count, ids, left_out), attempts, temperature, seed, policies (name -> pass_at and
     interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval).
-    task: shows the progress in problems. Raises UserError when no problem can be used, ConfigError for an adapter named
-    as the base model is.
+    Raises UserError when no problem can be used, ConfigError for an adapter named as the base model is.
     """
     if "base" in adapters:
         raise ConfigError("an adapter is named 'base', as the base model is: give another name, or a longer path to it")
     loaded = candidates(config)
     for line in loaded.report.lines():
-        say(line)
+        progress.say(line)
     check_cluster(config)
     with open_env(config) as env:
         stacks = {"base": env.backbone.new_stack(0)}
         stacks |= {name: load_adapter(env.backbone, folder) for name, folder in adapters.items()}
-        problems, left_out = arms.usable(env, config, loaded.problems, say)
+        problems, left_out = arms.usable(env, config, loaded.problems, progress.say)
         if not problems:
             raise UserError(
                 f"problems.source = {config.problems.source!r}: no problem can be used ({left_out['too_long']} too long, "
                 f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade)"
             )
-        task.set(0, len(problems))
         stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
-        with open_parallel(config, env, say) as env.parallel:
+        bar = progress.task("evaluation", len(problems))
+        with open_parallel(config, env, progress.say) as env.parallel, bar as task:
             correct_P_H, truncated_P_H, _ = count_correct(env, stack, problems, config, seed, task)
     attempts = config.evaluate.attempts
     every_k = config.evaluate.model_copy(update={"ks": tuple(range(1, attempts + 1))})
