@@ -98,7 +98,7 @@ def load_problems(
         try:
             if row.error is not None:
                 raise Dropped("unreadable row", row.error, True)
-            report.columns = report.columns or choose_columns(row, wanted)
+            report.columns = report.columns or choose_columns(row, wanted, origin)
             problem = _build(row, report)
             key = fingerprint(problem.question)
             if key in problems and problem.answer == problems[key].answer:
@@ -124,12 +124,14 @@ def load_problems(
     return list(problems.values()), report
 
 
-def choose_columns(row: Row, wanted: Mapping[str, str | None]) -> dict[str, str | None]:
+def choose_columns(row: Row, wanted: Mapping[str, str | None], origin: str) -> dict[str, str | None]:
     """The columns to read, from the first row. Raises DataError listing the columns it has."""
     chosen: dict[str, str | None] = {}
     for kind, asked in wanted.items():
-        names = [asked] if asked else COLUMNS[kind]
-        there = find_columns(row, kind, names, f"set problems.{kind}_column to the right name")
+        names, mend = [asked] if asked else COLUMNS[kind], f"set problems.{kind}_column to the right name"
+        if origin != "problems.source":  # no key names its columns
+            mend = f"rename the column, for {origin} is read by its usual names alone"
+        there = find_columns(row, kind, names, mend)
         chosen[kind] = next((n for n in there if pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
     return {**chosen, "id": next((name for name in COLUMNS["id"] if name in row.fields), None)}
 
