@@ -214,6 +214,11 @@ def test_workers_that_end_or_stand_still_start_again_until_the_last_loss(ray, en
             ask(parallel, piece, ("SIGKILL",))
 
 
+def test_the_store_holds_the_students_of_a_step_twice(ray):
+    """16 of Qwen2.5-0.5B, on their way back and out again; what is over would go by the disk."""
+    assert ray.cluster_resources()["object_store_memory"] > 2 * 16 * 35_192_832
+
+
 class Quiet:
     """Ray whose one worker, at another stream's piece first, gives its result after an hour; kills are counted."""
 

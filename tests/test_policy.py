@@ -1,5 +1,6 @@
 """Stacked policies: each row sees its own slice only, the base model stays as it is, adapters are those of PEFT."""
 
+import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,16 @@ def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
 def test_targets_that_name_nothing_are_an_error(targets):
     with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
         tiny_backbone(target_modules=targets)
+
+
+def test_weights_travel_beside_the_pickle_and_may_be_written_where_they_came():
+    """Ray copies what is inside a pickle several times; what it hands over in shared memory is read-only."""
+    stack, beside = random_stack(tiny_backbone(), 2).trainable(), list[pickle.PickleBuffer]()
+    sent = pickle.dumps(stack, protocol=5, buffer_callback=beside.append)
+    assert sum(len(part.raw()) for part in beside) == sum(tensor.nbytes for tensor in stack.tensors.values())
+    there = pickle.loads(sent, buffers=[bytes(part) for part in beside])
+    assert [there.digest(p) for p in range(2)] == [stack.digest(p) for p in range(2)] and there.scale == stack.scale
+    assert all(tensor.add_(1).min() > -10 for tensor in there.tensors.values())
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])

@@ -88,8 +88,7 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
     _bound_template(tokenizer, config.template_options)
-    model = model.to(device)
-    return Backbone(model, tokenizer, config, fuse(model))
+    return Backbone(model.to(device), tokenizer, config, fuse(model))
 
 
 def _refuse_files(config: ModelConfig) -> None:

@@ -59,9 +59,12 @@ class AdapterStack:
         return AdapterStack(self.kind, {n: t.detach().to(device) for n, t in self.tensors.items()}, self.scale)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to another process: tensors on the host, no gradients."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors.items()}
-        return {"kind": self.kind, "tensors": tensors, "scale": self.scale, "_merged": {}}
+        """What travels to another process: arrays, which Ray hands over in shared memory, read-only; no gradients."""
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in self.tensors.items()}
+        return {"kind": self.kind, "tensors": arrays, "scale": self.scale, "_merged": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, tensors={n: torch.from_numpy(a.copy()) for n, a in state["tensors"].items()})
 
     def trainable(self) -> "AdapterStack":
         """Mark every tensor as a leaf that takes gradients; returns self."""

@@ -82,8 +82,7 @@ class VllmSampler:
         with self._lock:
             folders_P = [""] * len(request.prompts_P_Q) if stack is None else self.adapters(stack)
             folders_B = np.repeat(folders_P, len(prompts_B) // len(folders_P)).tolist()
-            rows = list(zip(prompts_B, folders_B, seed_B, strict=True))
-            completions = self.generate(rows, request.sampling)
+            completions = self.generate(list(zip(prompts_B, folders_B, seed_B, strict=True)), request.sampling)
         return rollouts_of(prompts_B, completions, self.backbone.pad_id)
 
     def release(self) -> None:
@@ -155,8 +154,7 @@ def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completi
     )
     length_B, ended_B = torch.tensor([len(row) for row in tokens]), torch.tensor(ended)
     failed_B = ~torch.isfinite(logprob_B_T).all(dim=1)
-    logprob_B_T = logprob_B_T.nan_to_num(0.0, 0.0, 0.0)
-    return Rollouts(prompts, tokens_B_T, length_B, logprob_B_T, ended_B | failed_B, failed_B)
+    return Rollouts(prompts, tokens_B_T, length_B, logprob_B_T.nan_to_num(0.0, 0.0, 0.0), ended_B | failed_B, failed_B)
 
 
 def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:

@@ -31,7 +31,6 @@ REACH_S = 10.0  # how long the head of a cluster may take to answer a first knoc
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
 STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many times the longest, workers are killed
 NO_RAY = "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
-STORE_BYTES = 512 * 2**20  # shared memory of a Ray that is started here; what is over goes to the disk
 
 
 class WorkersLost(UserError):
@@ -113,7 +112,7 @@ def connect(ray: Any, config: Config) -> bool:
     options: dict[str, Any] = {}
     if not cluster.address:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options |= {"num_cpus": max(os.cpu_count() or 1, cluster.workers), "object_store_memory": STORE_BYTES}
+        options |= {"num_cpus": max(os.cpu_count() or 1, cluster.workers)}
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     handler = signal.getsignal(signal.SIGTERM)
     try:
