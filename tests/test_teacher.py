@@ -271,6 +271,24 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
     assert vote(loop.env, config, easy_problems(1), 3)[0][0].name == "unparsable_answer"
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ([r"\frac12", "3", "3", "0.5", "1/2"], r"\frac12"),  # three of five agree, each with a spelling of its own
+        (["0.5", "1/2", "1/2", "3", "3"], "0.5"),  # of equal ones the first
+        (["3", "1/2", "3", "1/2", "?"], "3"),
+        (["0.5", "1/2", "1/2", "3", ".50"], "0.5"),
+        (["0.5", "1/2", "1/2", ".5", ".50"], "too_easy"),
+    ],
+)
+def test_votes_for_one_value_count_together(env, monkeypatch, said, kept):
+    loop, batch = writer(env, [], tiny_config())[0], SimpleNamespace(texts=[rf"\boxed{{{s}}}" for s in said], tokens=9)
+    monkeypatch.setattr(loop.env, "rollout", lambda *_: batch)
+    loop.env.verifier = VerifierPool("math")
+    ((voted,), _) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3)
+    assert (voted.name if isinstance(voted, Rejection) else voted.answer) == kept
+
+
 def test_questions_are_written_until_enough_of_them_are_voted_for(env):
     texts = [*map(teacher_text, easy_problems(2)), f"{ANSWER_MARK} 8", f"{ANSWER_MARK} 8"]  # two of four votes for 8
     question_sets = writer(env, texts, tiny_config("teacher.votes=4"))[0].write()

@@ -114,22 +114,25 @@ def can_vote(env: RolloutEnv) -> bool:
 def vote(
     env: RolloutEnv, config: Config, outcomes: list[Problem | Rejection], seed: int
 ) -> tuple[list[Problem | Rejection], int]:
-    """The pairs with the answer that most of teacher.votes attempts of the base model give, and the tokens generated.
+    """The pairs with the answer that most of teacher.votes attempts of the base model agree with, and the tokens generated.
 
-    Left out where less than teacher.agreement of them agree, or more than TOO_EASY, or where the answer would not be accepted
-    from a teacher. Labels and window as in R-Zero (arXiv 2508.05004). Without votes the pairs are as written.
+    Of equal answers the spelling that came first. Left out where less than teacher.agreement of them agree, or more than
+    TOO_EASY, or where the answer would not be accepted from a teacher. Labels and window as in R-Zero (arXiv 2508.05004).
+    Without votes the pairs are as written.
     """
     votes, asked = config.teacher.votes, [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     if not votes or not asked:
         return outcomes, 0
     batch = env.rollout(None, [asked], votes, [seeds.derive(seed, "votes")], config.student.sampling, env.threads)
-    answers, voted = env.verifier.read_answers(batch.texts), list[Problem]()
-    for k, problem in enumerate(asked):
-        given = Counter(answer for answer in answers[k * votes : (k + 1) * votes] if answer)
-        voted.append(replace(problem, answer=given.most_common(1)[0][0] if given else ""))
-    against = [problem for problem in voted for _ in range(votes)]
-    verdicts = env.verifier.check_answers(answers, [problem.answer for problem in against], columns_of(against))
-    shares = [sum(v.solved for v in verdicts[k * votes : (k + 1) * votes]) / votes for k in range(len(voted))]
+    answers, voted, shares = env.verifier.read_answers(batch.texts), list[Problem](), list[float]()
+    given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
+    golds = [replace(p, answer=gold) for p, given in zip(asked, given_Q, strict=True) for gold in given for _ in given]
+    said = [answer for given in given_Q for _ in given for answer in given]
+    verdicts = iter(env.verifier.check_answers(said, [gold.answer for gold in golds], columns_of(golds)))
+    for problem, given in zip(asked, given_Q, strict=True):
+        agree = {gold: sum(count for count in given.values() if next(verdicts).solved) for gold in given} or {"": 0}
+        voted.append(replace(problem, answer=max(agree, key=agree.__getitem__)))
+        shares.append(agree[voted[-1].answer] / votes)
     judged = iter(zip(voted, shares, env.verifier.usable(voted), strict=True))
     read = [_window(config, *next(judged)) if isinstance(outcome, Problem) else outcome for outcome in outcomes]
     return read, batch.tokens
