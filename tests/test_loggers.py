@@ -53,7 +53,7 @@ def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is
     """The other tool fails at its first row: that is said once, and this one goes on."""
     run, broken = Mock(), Mock(**{"log.side_effect": OSError("disk full")})
     (other,) = {"wandb", "trackio"} - {kind}
-    modules = {kind: Mock(**{"init.return_value": run}), other: Mock(**{"init.return_value": broken})}
+    modules = {name: Mock(__spec__=1, **{"init.return_value": r}) for name, r in ((kind, run), (other, broken))}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     said: list[str] = []
@@ -70,7 +70,7 @@ def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is
 
 
 def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch, capsys):
-    wandb = Mock(**{"init.side_effect": RuntimeError("refused opensesame")})
+    wandb = Mock(__spec__=1, **{"init.side_effect": RuntimeError("refused opensesame")})
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setenv("MY_API_KEY", "opensesame")
     said: list[str] = []
@@ -153,7 +153,7 @@ def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path):
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_trackers_get_tables(tmp_path, monkeypatch, kind):
     run = Mock(spec=["log", "finish"])
-    tool = Mock(Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data])
+    tool = Mock(__spec__=1, Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data])
     tool.init.return_value = run
     monkeypatch.setitem(sys.modules, kind, tool)
     loggers = Loggers(tiny_config(f'log.sinks=["{kind}"]'), tmp_path, pytest.fail)

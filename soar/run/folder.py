@@ -113,7 +113,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, expected a folder; give another --out")
         self._made = [place for place in (path, *path.parents) if not place.exists()]  # by this process, inner first
-        others = path.exists() and not self._nobodys()
+        others = path.exists() and not all(map(NOBODYS.fullmatch, os.listdir(path)))
         exists = others and (path / "manifest.json").is_file()
         if not resume and others:
             advice = "; give --resume to continue the run in it, or" if exists else " and holds no run; give"
@@ -141,14 +141,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def __exit__(self, *error: object) -> None:
         """A folder that was made here goes again where nothing was worked out: what was asked for was refused."""
         with suppress(OSError):  # somebody else uses it, or took it away
-            if self._made and self._nobodys():
+            if self._made and all(map(NOBODYS.fullmatch, os.listdir(self.path))):
                 shutil.rmtree(self.path)
                 for place in self._made[1:]:
                     place.rmdir()
         self._lock.release()
-
-    def _nobodys(self) -> bool:
-        return all(NOBODYS.fullmatch(entry.name) for entry in self.path.iterdir())
 
     def _continue(self, config: Config) -> Row:
         manifest = read_document(self.path / "manifest.json")

@@ -38,7 +38,7 @@ from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
 from soar.run.setup import labelled, open_env, save_adapter
-from soar.run.sinks import Loggers, check_installed
+from soar.run.sinks import Loggers
 from soar.types import Problem, Screening, UserError
 
 
@@ -407,7 +407,6 @@ def execute(
     Raises ConfigError, DataError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
     hold ends it; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state kept.
     """
-    check_installed(config.log.sinks)
     check_cluster(config)
     with (
         RunFolder(out, config, command, resume) as folder,

@@ -81,18 +81,14 @@ class Sink:
             self._run.add_text(f"completions/{row['outcome']}", text, row.get("step", row.get("rloo_step")))
 
 
-def check_installed(kinds: Sequence[str]) -> None:
-    """Raises ConfigError for a sink in `log.sinks` whose package is absent, before anything is computed or written."""
-    for kind in kinds:
-        if importlib.util.find_spec(kind) is None:
-            install = f"pip install 'soar-rl[{kind}]', or take it out of log.sinks"
-            raise ConfigError(f"log.sinks names {kind!r}, which is not installed: {install}")
-
-
 class Loggers:
-    """The sinks of `log.sinks` behind one call. say: where a failing sink is named, once, without secrets."""
+    """The sinks of `log.sinks` behind one call. say: where a failing sink is named, once, without secrets. Raises ConfigError
+    for one whose package is absent, before any is opened."""
 
     def __init__(self, config: Config, out: Path, say: Callable[[str], None]) -> None:
+        if kind := next((kind for kind in config.log.sinks if importlib.util.find_spec(kind) is None), None):
+            install = f"pip install 'soar-rl[{kind}]', or take it out of log.sinks"
+            raise ConfigError(f"log.sinks names {kind!r}, which is not installed: {install}")
         self._sinks: dict[str, Sink] = {}
         self._say = say
         for kind in config.log.sinks:
