@@ -264,6 +264,9 @@ def test_a_worker_loads_counts_names_other_weights_and_ends_with_its_gpu(env, mo
     cuda = SimpleNamespace(device=SimpleNamespace(type="cuda"))
     elsewhere = RolloutEnv(cuda, SimpleNamespace(release=lambda: given_back.append("cache")), None, None)  # type: ignore[arg-type]
     monkeypatch.setattr(worker.env, "release", elsewhere.release)  # or the run's process on that GPU has no room
+    monkeypatch.setattr(
+        "gc.collect", lambda: pytest.fail("a quarter of a second for every piece, and nothing to collect")
+    )
     reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4] and reply.tokens > 8
     assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key") and given_back == ["cache"]

@@ -21,6 +21,7 @@ from soar.engine.memory import DeviceLost, MemoryShortage, saved_run
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, update
+from soar.loop import population
 from soar.loop.population import Population, choose_chunk, train_population
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.student import Plan, Training, TrainState, hinted, inner_steps, mean_metrics, rloo_steps, shuffled_passes
@@ -98,6 +99,16 @@ def test_students_depend_on_their_own_seed_and_batches_and_not_on_threads():
     assert same_stacks(found.stack.select([0]), found.stack.select([2]))
     one, two = train(chunk=2), train(chunk=2, threads=2)
     assert same_stacks(one.stack, two.stack) and one.metrics == two.metrics
+
+
+def test_students_that_workers_trained_stay_on_the_host_until_one_is_promoted(monkeypatch):
+    """They are measured by workers again; a GPU of this process has no use for them."""
+    env = tiny_examiner(tiny_backbone())
+    start, trained = random_stack(env.backbone, 1), [TrainState(0, random_stack(env.backbone, 1), metrics=[{}])]
+    monkeypatch.setattr(population, "spread", lambda *given: [trained])
+    env.backbone.device = torch.device("meta")
+    found = train_population(env, start, plans(range(1)), CONFIG)
+    assert found.stack.digest() == trained[0].stack.digest()
 
 
 @pytest.mark.parametrize(("chunk", "kl"), [(STUDENTS, 0.01), (1, 0.0)])

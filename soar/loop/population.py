@@ -21,7 +21,8 @@ Due = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Population:
-    """Trained students: P slices, who diverged, means over them per step, what was spent, completions of the first one."""
+    """Trained students: P slices, on the host if they come from workers, who diverged, means over them per step, what was
+    spent, completions of the first one."""
 
     stack: AdapterStack
     failed_P: Tensor
@@ -66,7 +67,7 @@ def train_population(
     students = [student for part in trained for student in part]
     means_C = [[mean_metrics(rows) for rows in zip(*(s.metrics for s in part), strict=True)] for part in trained]
     return Population(
-        concat([student.stack for student in students]).to(env.backbone.device),
+        concat([student.stack for student in students]),
         torch.tensor([student.failed for student in students]),
         [mean_metrics(rows, list(map(len, trained))) for rows in zip(*means_C, strict=True)],
         sum(student.rollouts for student in students),

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from soar import seeds
 from soar.config import SamplingConfig
-from soar.engine.memory import release_memory
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Request, Rollouts, Sampler, join
 from soar.files import Row, clipped
@@ -87,7 +86,7 @@ class RolloutEnv:
         """Give a GPU's memory that is not in use to other processes: the sampler's cache and torch's blocks."""
         if self.backbone.device.type == "cuda":
             self.sampler.release()
-            release_memory()
+            torch.cuda.empty_cache()  # without gc, which takes 0.3 s: work that ended well leaves no cycles
 
     def rollout(
         self,

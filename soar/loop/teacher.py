@@ -295,7 +295,7 @@ class OuterLoop:
         """Step 3: the chosen student becomes the baseline, its questions join PQ, the window restarts."""
         state, k, j = self.state, decision.dataset or 0, decision.repeat or 0
         student, questions = k * self.config.student.repeats + j, sets.problems_G_Q[k]
-        state.baseline = population.stack.select([student])
+        state.baseline = population.stack.select([student]).to(self.env.backbone.device)
         state.promotions += 1
         state.window, state.pass_rates = [], {}
         place = {"step": state.step, "dataset": k, "reward": measured.reward_G[k]}
