@@ -261,7 +261,7 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
         ):
             teacher_prompt(loop.env, config)
     texts = [r"\boxed{B) copper}", r"\boxed{C}", r"\boxed{\text{B}}", "no"]
-    monkeypatch.setattr(loop.env, "rollout", lambda *_: SimpleNamespace(texts=texts, tokens=9))
+    monkeypatch.setattr(loop.env, "rollout", lambda *_, **__: SimpleNamespace(texts=texts, tokens=9))
     with VerifierPool(choices, workers=1) as loop.env.verifier:
         assert vote(loop.env, config, list(choices.examples), 3) == (
             [replace(choices.examples[0], answer="B) copper")],
@@ -283,13 +283,14 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
 )
 def test_votes_for_one_value_count_together(env, monkeypatch, said, kept):
     loop, batch = writer(env, [], tiny_config())[0], SimpleNamespace(texts=[rf"\boxed{{{s}}}" for s in said], tokens=9)
-    monkeypatch.setattr(loop.env, "rollout", lambda *_: batch)
+    monkeypatch.setattr(loop.env, "rollout", lambda *_, **__: batch)
     loop.env.verifier = VerifierPool("math")
     ((voted,), _) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3)
     assert (voted.name if isinstance(voted, Rejection) else voted.answer) == kept
 
 
-def test_questions_are_written_until_enough_of_them_are_voted_for(env):
+def test_questions_are_written_until_enough_of_them_are_voted_for(env, monkeypatch):
+    monkeypatch.setattr(env.verifier, "check", lambda *_: pytest.fail("votes are not for the answer as written"))
     texts = [*map(teacher_text, easy_problems(2)), f"{ANSWER_MARK} 8", f"{ANSWER_MARK} 8"]  # two of four votes for 8
     question_sets = writer(env, texts, tiny_config("teacher.votes=4"))[0].write()
     assert [[problem.answer for problem in problems] for problems in question_sets.problems_G_Q] == [["8"] * 4] * 3

@@ -97,11 +97,13 @@ class RolloutEnv:
         sampling: SamplingConfig,
         threads: int = 1,
         first: int = 0,
+        judged: bool = True,
     ) -> RolloutBatch:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each).
 
         A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens do
         not depend on the other problems. threads: share out the problems of a single policy. first: n of the first attempt.
+        judged: False leaves every attempt unscorable.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
@@ -132,7 +134,8 @@ class RolloutEnv:
             if not getattr(self.verifier, "compares", True):  # a reward function may look at the tokens
                 pairs = zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)
                 columns["completion_ids"] = [tokens_T[:length] for tokens_T, length in pairs]
-            verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
+            golds = [problem.answer for problem in asked]
+            verdicts = self.verifier.check(texts, golds, columns) if judged else [Verdict.UNSCORABLE] * len(asked)
         scores = getattr(verdicts, "scores", ()) if self.scheme == "binary" else ()
         rewards = scores or [
             student_reward(verdict, text, problem.answer, self.scheme)

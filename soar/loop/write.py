@@ -123,7 +123,8 @@ def vote(
     votes, asked = config.teacher.votes, [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     if not votes or not asked:
         return outcomes, 0
-    batch = env.rollout(None, [asked], votes, [seeds.derive(seed, "votes")], config.student.sampling, env.threads)
+    drawn = ([asked], votes, [seeds.derive(seed, "votes")], config.student.sampling, env.threads)
+    batch = env.rollout(None, *drawn, judged=False)  # not by the answer as written
     answers, voted, shares = env.verifier.read_answers(batch.texts), list[Problem](), list[float]()
     given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
     golds = [replace(p, answer=gold) for p, given in zip(asked, given_Q, strict=True) for gold in given for _ in given]
