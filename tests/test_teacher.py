@@ -238,12 +238,12 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env):
 def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env, said, kept):
     config, (problem,), other = tiny_config("teacher.votes=5"), easy_problems(1), Rejection(Reason.EMPTY, "x")
     loop, _ = writer(env, [f"{ANSWER_MARK} {answer}" if answer != "-" else "no" for answer in said], config)
-    (first, voted), tokens = vote(loop.env, config, [other, problem], seed=3)
+    (first, voted), tokens = vote(loop.env, config, [other, problem], 3, {})
     assert (first, voted.name if isinstance(voted, Rejection) else voted.answer) == (other, kept) and tokens > 0
     assert isinstance(voted, Rejection) or replace(voted, answer=problem.answer) == problem
-    (strict,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], seed=3)
+    (strict,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], 3, {})
     assert isinstance(strict, Problem) == (said == "77767")
-    (any_share,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0"), [problem], seed=3)
+    (any_share,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0"), [problem], 3, {})
     assert isinstance(any_share, Problem) == (kept == "7" or said == "78654")
     for wrong in ("teacher.votes=1", "teacher.agreement=0.85"):  # of five votes four are 0.8 and all are too easy
         with pytest.raises(ConfigError, match=r"no number of . votes is that share or more and at most 0\.9"):
@@ -263,12 +263,12 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
     texts = [r"\boxed{B) copper}", r"\boxed{C}", r"\boxed{\text{B}}", "no"]
     monkeypatch.setattr(loop.env, "rollout", lambda *_, **__: SimpleNamespace(texts=texts, tokens=9))
     with VerifierPool(choices, workers=1) as loop.env.verifier:
-        assert vote(loop.env, config, list(choices.examples), 3) == (
+        assert vote(loop.env, config, list(choices.examples), 3, {}) == (
             [replace(choices.examples[0], answer="B) copper")],
             9,
         )
     loop.env.verifier, texts[:3] = VerifierPool("math"), [r"\boxed{\text{isosceles}}"] * 3
-    assert vote(loop.env, config, easy_problems(1), 3)[0][0].name == "unparsable_answer"
+    assert vote(loop.env, config, easy_problems(1), 3, {})[0][0].name == "unparsable_answer"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_votes_for_one_value_count_together(env, monkeypatch, said, kept):
     loop, batch = writer(env, [], tiny_config())[0], SimpleNamespace(texts=[rf"\boxed{{{s}}}" for s in said], tokens=9)
     monkeypatch.setattr(loop.env, "rollout", lambda *_, **__: batch)
     loop.env.verifier = VerifierPool("math")
-    ((voted,), _) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3)
+    ((voted,), _) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3, {})
     assert (voted.name if isinstance(voted, Rejection) else voted.answer) == kept
 
 
@@ -295,6 +295,17 @@ def test_questions_are_written_until_enough_of_them_are_voted_for(env, monkeypat
     question_sets = writer(env, texts, tiny_config("teacher.votes=4"))[0].write()
     assert [[problem.answer for problem in problems] for problems in question_sets.problems_G_Q] == [["8"] * 4] * 3
     assert question_sets.tokens > int(question_sets.rollouts.length_B.sum())
+
+
+def test_a_question_is_voted_on_once_in_a_step(env):
+    """Written four times, in two calls: one label, from one set of votes."""
+    (problem,), config = easy_problems(1), tiny_config("teacher.votes=4")
+    other, labels = replace(problem, answer="1"), dict[str, Problem | Rejection]()
+    loop, sampler = writer(env, [f"{ANSWER_MARK} {answer}" for answer in "8878"], config)
+    outcomes, tokens = vote(loop.env, config, [problem, other], 3, labels)
+    again, none = vote(loop.env, config, [other, problem], 4, labels)
+    assert [p.answer for p in (*outcomes, *again) if isinstance(p, Problem)] == ["8"] * 4
+    assert (sampler.said, bool(tokens), none) == (4, True, 0)
 
 
 def test_teacher_error_names_reasons_and_last_outputs(env):

@@ -101,9 +101,8 @@ class RolloutEnv:
     ) -> RolloutBatch:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each).
 
-        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens do
-        not depend on the other problems. threads: share out the problems of a single policy. first: n of the first attempt.
-        judged: False leaves every attempt unscorable.
+        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, whatever else is
+        asked. threads: share out the problems of a single policy. first: n of the first attempt. judged: else all unscorable.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
@@ -138,8 +137,8 @@ class RolloutEnv:
             verdicts = self.verifier.check(texts, golds, columns) if judged else [Verdict.UNSCORABLE] * len(asked)
         scores = getattr(verdicts, "scores", ()) if self.scheme == "binary" else ()
         rewards = scores or [
-            student_reward(verdict, text, problem.answer, self.scheme)
-            for verdict, text, problem in zip(verdicts, texts, asked, strict=True)
+            student_reward(verdict, text, gold, self.scheme)
+            for verdict, text, gold in zip(verdicts, texts, golds, strict=True)
         ]
         shape = (P, Q, attempts)
         return RolloutBatch(

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from soar import seeds
 from soar.config import TOO_EASY, Config, ConfigError
@@ -13,6 +14,7 @@ from soar.loop.rollout import HEAD, TAIL, RolloutEnv
 from soar.types import Problem, Reason, Rejection, UserError, columns_of
 
 SHOWN = 2
+Outcome = Problem | Rejection
 
 
 class TeacherError(UserError):
@@ -60,7 +62,7 @@ def write_questions(
     config = run.teacher
     wanted = config.datasets * config.questions
     accepted, kept, last, shown = list[Problem](), list[Rollouts](), list[str](), list[Row]()
-    rejected: Counter[str] = Counter()
+    rejected, labels = Counter[str](), dict[str, Outcome]()
     sampled = attempt = tokens = 0
     while len(accepted) < wanted:
         if sampled >= config.max_tries * wanted:
@@ -72,7 +74,7 @@ def write_questions(
         rollouts = env.sampler.sample(teacher, Request([[prompt]], count, [[seed]], config.sampling))
         tokens += int(rollouts.length_B.sum())
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-        outcomes, spent = vote(env, run, read_pairs(env, run, texts, ended), seed)
+        outcomes, spent = vote(env, run, read_pairs(env, run, texts, ended), seed, labels)
         tokens, rows = tokens + spent, []
         for row, outcome in enumerate(outcomes):
             if len(accepted) == wanted:
@@ -93,7 +95,7 @@ def write_questions(
     return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens, shown)
 
 
-def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Problem | Rejection]:
+def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Outcome]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
     outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
     for i, outcome in enumerate(outcomes):
@@ -112,34 +114,33 @@ def can_vote(env: RolloutEnv) -> bool:
 
 
 def vote(
-    env: RolloutEnv, config: Config, outcomes: list[Problem | Rejection], seed: int
-) -> tuple[list[Problem | Rejection], int]:
+    env: RolloutEnv, config: Config, outcomes: list[Outcome], seed: int, labels: dict[str, Outcome]
+) -> tuple[list[Outcome], int]:
     """The pairs with the answer that most of teacher.votes attempts of the base model agree with, and the tokens generated.
 
     Of equal answers the spelling that came first. Left out where less than teacher.agreement of them agree, or more than
     TOO_EASY, or where the answer would not be accepted from a teacher. Labels and window as in R-Zero (arXiv 2508.05004).
-    Without votes the pairs are as written.
+    Without votes the pairs are as written. labels: what came of the step's questions so far, added to: one is voted on once.
     """
-    votes, asked = config.teacher.votes, [outcome for outcome in outcomes if isinstance(outcome, Problem)]
-    if not votes or not asked:
-        return outcomes, 0
-    drawn = ([asked], votes, [seeds.derive(seed, "votes")], config.student.sampling, env.threads)
-    batch = env.rollout(None, *drawn, judged=False)  # not by the answer as written
-    answers, voted, shares = env.verifier.read_answers(batch.texts), list[Problem](), list[float]()
-    given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
-    golds = [replace(p, answer=gold) for p, given in zip(asked, given_Q, strict=True) for gold in given for _ in given]
-    said = [answer for given in given_Q for _ in given for answer in given]
-    verdicts = iter(env.verifier.check_answers(said, [gold.answer for gold in golds], columns_of(golds)))
-    for problem, given in zip(asked, given_Q, strict=True):
-        agree = {gold: sum(count for count in given.values() if next(verdicts).solved) for gold in given} or {"": 0}
-        voted.append(replace(problem, answer=max(agree, key=agree.__getitem__)))
-        shares.append(agree[voted[-1].answer] / votes)
-    judged = iter(zip(voted, shares, env.verifier.usable(voted), strict=True))
-    read = [_window(config, *next(judged)) if isinstance(outcome, Problem) else outcome for outcome in outcomes]
-    return read, batch.tokens
+    votes, tokens = config.teacher.votes, 0
+    fresh = {o.question: o for o in outcomes if votes and isinstance(o, Problem) and o.question not in labels}
+    if asked := list(fresh.values()):
+        drawn = ([asked], votes, [seeds.derive(seed, "votes")], config.student.sampling, env.threads)
+        batch = env.rollout(None, *drawn, judged=False)  # not by the answer as written
+        answers, tokens = env.verifier.read_answers(batch.texts), batch.tokens
+        given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
+        golds = [replace(p, answer=a) for p, given in zip(asked, given_Q, strict=True) for a in given for _ in given]
+        said = [answer for given in given_Q for _ in given for answer in given]  # each against each of its question
+        verdicts = iter(env.verifier.check_answers(said, [gold.answer for gold in golds], columns_of(golds)))
+        agree_Q = [{a: sum(n for n in given.values() if next(verdicts).solved) for a in given} for given in given_Q]
+        best_Q = [max(agree.items(), key=itemgetter(1), default=("", 0)) for agree in agree_Q]
+        voted = [replace(problem, answer=answer) for problem, (answer, _) in zip(asked, best_Q, strict=True)]
+        judged = zip(voted, best_Q, env.verifier.usable(voted), strict=True)
+        labels |= {p.question: _window(config, p, count / votes, usable) for p, (_, count), usable in judged}
+    return [labels.get(o.question, o) if isinstance(o, Problem) else o for o in outcomes], tokens
 
 
-def _window(config: Config, problem: Problem, share: float, usable: bool) -> Problem | Rejection:
+def _window(config: Config, problem: Problem, share: float, usable: bool) -> Outcome:
     """The problem, or why its votes do not make it one."""
     if not problem.answer or share < config.teacher.agreement:
         return Rejection(Reason.NO_AGREEMENT, problem.question)

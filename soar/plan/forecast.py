@@ -462,7 +462,7 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
         rollouts = env.sampler.sample(None, request)
         tokens["sampled"] += int(rollouts.length_B.sum())
         written = read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist())
-        outcomes, spent = vote(env, config, written, seeds.skip(seed, first))
+        outcomes, spent = vote(env, config, written, seeds.skip(seed, first), {})
         tokens["sampled"] += spent
         return outcomes
 

@@ -4,7 +4,6 @@ of TRL where they mean the same (`reward`, `reward_std`, `kl`, `completions/mean
 the policy that they belong to: `teacher/`, `student/`, `hard_only/`, `pq/`, `eval/`. A sink that fails is named once and
 left out from then on; it never stops a run."""
 
-import importlib
 import importlib.util
 import json
 import math
