@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache, partial, reduce
 from itertools import accumulate, dropwhile, islice, pairwise, product
-from operator import methodcaller
+from operator import and_, gt, methodcaller, or_
 from typing import Any, NamedTuple
 
 from soar.problems.answers import LEXICON, NUMERALS, PATTERNS, SCALES, WORDS, mark_up, spelled
@@ -30,6 +30,7 @@ COMPOUND = LEXICON["compound"]
 CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
 SHORT_UNITS = WORDS["percent"] | {"in", "am", "pm", "sq", "cu", *COMPOUND, *(name for name in UNITS if len(name) > 1)}
 LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
+COMBINED = {"cup": or_, "cap": and_, "setminus": gt}  # of two truth values, whether a number lies in each region
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
 
 
@@ -412,15 +413,10 @@ def as_region(reading: Reading) -> Region:
 
 def combine(kind: str, a: Region, b: Region) -> Region:
     """Union (`cup`), intersection (`cap`) or difference (`setminus`) of two regions."""
-    n = len(a.ends)
-
-    def inside(x: Any, ends: Sequence[Any]) -> bool:
-        left, right = a.inside(x, ends[:n]), b.inside(x, ends[n:])
-        return (left or right) if kind == "cup" else left and (right if kind == "cap" else not right)
-
+    n, joined = len(a.ends), COMBINED[kind]
     if n + len(b.ends) > MAX_PARTS:
         raise Unreadable("too many parts")
-    return Region((*a.ends, *b.ends), inside, a.name or b.name)
+    return Region((*a.ends, *b.ends), lambda x, e: joined(a.inside(x, e[:n]), b.inside(x, e[n:])), a.name or b.name)
 
 
 def _read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:

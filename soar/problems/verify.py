@@ -48,6 +48,9 @@ def equal(a: Reading, b: Reading) -> bool:
             over, under = x.parts  # of 12:30 pm the last has a unit: a time is no ratio
             plain = isinstance(over, Scalar) and isinstance(under, Scalar) and not (over.unit or under.unit)
             return plain and equal(Scalar(("/", over.node, under.node)), y)  # type: ignore[union-attr]
+        if isinstance(x, Row) and isinstance(y, Row) and x.kind == "matrix" and y.kind in ("()", "<()>"):
+            column = tuple(row.parts[0] for row in x.parts if isinstance(row, Row) and len(row.parts) == 1)  # a vector
+            return len(column) == len(x.parts) and equal(Row(y.kind, column), y)
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
@@ -59,9 +62,6 @@ def equal(a: Reading, b: Reading) -> bool:
     if isinstance(a, Pile) and isinstance(b, Pile):
         return _equal_piles(a, b)
     if isinstance(a, Row) and isinstance(b, Row):
-        for x, y in ((a, b), (b, a)):  # a matrix of one column is a vector
-            if x.kind == "matrix" and y.kind in ("()", "<()>") and all(len(row.parts) == 1 for row in x.parts):  # type: ignore[union-attr]
-                return equal(Row(y.kind, tuple(row.parts[0] for row in x.parts)), y)  # type: ignore[union-attr]
         kinds = {kind.replace("<(", "(").replace(")>", ")") for kind in (a.kind, b.kind)}
         return len(kinds) == 1 and len(a.parts) == len(b.parts) and all(map(equal, a.parts, b.parts))
     return _equal_regions(a, b) if isinstance(a, Region) or isinstance(b, Region) else False
