@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import mpmath
@@ -109,7 +109,7 @@ class Parser:
     """Recursive descent over tokens. `whole` reads the longest formula from `place`; what follows is the caller's."""
 
     def __init__(self, tokens: Sequence[Token]) -> None:
-        self.tokens, self.place, self.depth, self.bars = list(tokens), 0, 0, 0
+        self.tokens, self.place, self.depth, self.bars = list(tokens), 0, 0, False
 
     def peek(self, ahead: int = 0) -> Token:
         """The token so many places on; one of the kind `end` behind the last."""
@@ -231,16 +231,11 @@ class Parser:
             return self.name(token.text)
         if token.kind == "cmd":
             return self.command(token.text)
-        if token.is_a("(", "{", "["):
-            bars, self.bars = self.bars, 0
-            node = self.whole(CLOSING[OPEN.index(token.text)])
-            self.bars = bars
-            return node
-        if token.is_a("|"):
-            self.bars += 1
-            node = self.whole("|")
-            self.bars -= 1
-            return ("|", node)
+        if token.is_a("(", "{", "[", "|"):
+            outside, self.bars = self.bars, token.text == "|"
+            node = self.whole("|" if self.bars else CLOSING[OPEN.index(token.text)])
+            self.bars = outside
+            return ("|", node) if token.text == "|" else node
         raise Unreadable(f"{token.text!r} begins no value")
 
     def name(self, letter: str) -> Node:
@@ -286,19 +281,16 @@ class Parser:
 
     def bounded(self, name: str) -> Node:
         """A sum, product, integral or limit: not computed, but equal to one with the same bounds and an equal term."""
-        parts: list[tuple[str, Node]] = []
+        bounds: list[Node] = []
         while self.peek().is_a("_", "^"):
             mark, braces = self.peek().text, self.peek(1).is_a("{")
             self.place += 1 + braces
-            parts.append((mark, self.expression() if braces else self.argument()))
+            bounds.append(("+", ("var", name + mark), self.expression() if braces else self.argument()))
             while braces and self.take("=", "to"):
-                parts.append((mark + "=", self.expression()))
+                bounds.append(("+", ("var", name + mark + "="), self.expression()))
             if braces:
                 self.expect("}")
-        node: Node = ("+", ("var", name), self.term())
-        for mark, part in parts:
-            node = ("*", node, ("+", ("var", name + mark), part))
-        return node
+        return reduce(lambda a, b: ("*", a, b), bounds, ("+", ("var", name), self.term()))
 
     def function(self, name: str) -> Node:
         """A function of one argument: `\\log_2(8)`, `\\sin^2 x`, `\\sin 2x`, of which `\\sin^{-1}` is the inverse."""
