@@ -243,14 +243,13 @@ class Parser:
         if not self.take("_"):
             return (letter,) if letter in ("e", "i") else ("var", letter)
         begin, depth = self.place, 0
-        while True:
+        while depth or self.place == begin:
+            if depth and self.peek().kind == "end":
+                raise Unreadable("} expected")
             depth += self.peek().is_a("{") - self.peek().is_a("}")
             self.place += 1
-            if depth == 0:
-                texts = (token.text for token in self.tokens[begin : self.place] if not token.is_a("{", "}"))
-                return ("var", f"{letter}_{''.join(texts)}")
-            if self.peek().kind == "end":
-                raise Unreadable("} expected")
+        texts = (token.text for token in self.tokens[begin : self.place] if not token.is_a("{", "}"))
+        return ("var", f"{letter}_{''.join(texts)}")
 
     def command(self, name: str) -> Node:
         """What a command stands for, with its arguments. Raises Unreadable for one that is not of this grammar."""
