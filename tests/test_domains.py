@@ -420,7 +420,7 @@ def test_a_teacher_text_is_a_task_with_tests():
         *cases("coding", "teacher"),
         (ADD, " ", "no_code"),
         (ADD, "a story about numbers", "not_python"),
-        ("Return the sum of a and b.", coding.PLACEHOLDER, "placeholder"),
+        ("Return the sum of a and b.", *coding.CODE.prompts.placeholders, "placeholder"),
         (ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests"),
     ],
 )

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from soar.problems.answers import PATTERNS
-from soar.problems.domain import WORDS, styled
+from soar.problems.domain import styled
 from soar.problems.prompts import PromptFormat
 from soar.problems.verify import VerifierError
 from soar.sandbox.run import End, Job, Limits, Outcome, Sandbox, SandboxError
@@ -30,7 +30,6 @@ from soar.types import Problem, Verdict
 
 MAX_CODE_CHARS = 20_000
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-PLACEHOLDER = WORDS["code"]["prompts"]["placeholders"][0]
 MAX_CHARS = 20_000  # of the text of all tests
 MAX_TESTS = 64
 MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
@@ -285,14 +284,13 @@ def read_problem(text: str) -> tuple[str, str] | str:
         tests = read_tests(answer)
     except (RecursionError, ValueError) as error:  # deeply nested, or numbers of thousands of digits
         return str(error) if isinstance(error, Unusable) else "unsafe_tests"
-    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-    if tests.entry not in functions:
+    function = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}.get(tests.entry)
+    if function is None:
         return "no_function"
-    function = functions[tests.entry]
     task = (ast.get_docstring(function) or "").strip()
     if not task:
         return "no_docstring"
-    if task == PLACEHOLDER:
+    if task in CODE.prompts.placeholders:
         return "placeholder"
     if name := flaw(tests):
         return name
