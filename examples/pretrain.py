@@ -26,7 +26,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from world_text import DIGITS, START, VERBS, Shares, WorldText
+from world_text import ANSWER_MARK, DIGITS, START, STUDENT_TEMPLATE, TEACHER_PROMPT, VERBS, Shares, WorldText
 
 from soar.domains import world as worlds
 
@@ -69,8 +69,8 @@ def vocabulary() -> list[str]:
     """
     words = [f"{label}+{digit}" for label in worlds.LABELS for digit in range(1, 10)]
     words += [f"{label}=" for label in (START, *worlds.LABELS)]
-    words += [*VERBS, *DIGITS, *worlds.LETTERS, "<work>", worlds.ANSWER_MARK]
-    starts = [worlds.TEACHER_PROMPT, worlds.STUDENT_TEMPLATE.split()[0]]
+    words += [*VERBS, *DIGITS, *worlds.LETTERS, "<work>", ANSWER_MARK]
+    starts = [TEACHER_PROMPT, STUDENT_TEMPLATE.split()[0]]
     return [*SPECIAL, *starts, *words, *(f" {word}" for word in words)]
 
 

@@ -12,7 +12,10 @@ import random
 from dataclasses import dataclass
 
 from soar.domains import world as worlds
+from soar.problems.prompts import FORMATS
 
+TINY = FORMATS["tiny"]
+TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = TINY.teacher_template, TINY.student_template, TINY.answer_marks
 MOST_STEPS = 7
 START = "start"
 DIGITS = "0123456789"
@@ -106,10 +109,10 @@ class WorldText:
         """Working, where there are steps, and answer of a pupil who forgets carries."""
         topic, answer = self.world.topic(question), self.world.solve(question)
         if answer is None:
-            return f" {worlds.ANSWER_MARK} {rng.choice(DIGITS)}"
+            return f" {ANSWER_MARK} {rng.choice(DIGITS)}"
         if topic != "counter":
             wrong = rng.random() < (self.shares.wrong_times if topic == "times" else 0.0)
-            return f" {worlds.ANSWER_MARK} {self._wrong(rng, answer) if wrong else answer}"
+            return f" {ANSWER_MARK} {self._wrong(rng, answer) if wrong else answer}"
         start, *steps = question.split()
         total, readings = int(start), []
         for addend in (int(step[2]) for step in steps):
@@ -117,7 +120,7 @@ class WorldText:
             total = (total + addend - (10 if carries and rng.random() < self.shares.forget_carry else 0)) % 100
             readings.append(f"{total:02d}")
         work = [f"{step[0]}={reading}" for step, reading in zip(steps, readings, strict=True)]
-        return " ".join(["", f"{START}={start}", *work, worlds.ANSWER_MARK, *readings])
+        return " ".join(["", f"{START}={start}", *work, ANSWER_MARK, *readings])
 
     def document(self, rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
         """One document (prompt, completion); together they are the text, without <bos> and <eos>.
@@ -126,7 +129,7 @@ class WorldText:
         """
         if rng.random() < self.shares.ask_share:
             question, answer = self._asked(rng)
-            return worlds.TEACHER_PROMPT, f" {question} {worlds.ANSWER_MARK} {answer}"
+            return TEACHER_PROMPT, f" {question} {ANSWER_MARK} {answer}"
         kind = rng.random()
         if kind < 0.05:
             question = self._ill_posed(rng)
@@ -135,4 +138,4 @@ class WorldText:
         else:
             longest = min(MOST_STEPS, 1 + int(4 * progress * MOST_STEPS))
             question = self.world.counter_question(rng, rng.randint(1, longest), rng.random() < 0.3)
-        return worlds.STUDENT_TEMPLATE.format(question=question), self._answered(rng, question)
+        return STUDENT_TEMPLATE.format(question=question), self._answered(rng, question)

@@ -13,10 +13,9 @@ import torch
 from helpers import EOS, handmade_rollouts
 from run_folders import write_jsonl
 from torch import Tensor
-from world_text import WorldText
+from world_text import ANSWER_MARK, WorldText
 
 from soar.config import Config, load
-from soar.domains.world import ANSWER_MARK
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats

@@ -15,9 +15,9 @@ import torch
 from helpers import logits_of, random_stack
 from loop_helpers import read_jsonl, tiny_config
 from tables import cases
+from world_text import ANSWER_MARK
 
 from soar.cli import main
-from soar.domains.world import ANSWER_MARK
 from soar.engine.load import load_backbone
 from soar.engine.policy import load_adapter
 from soar.problems.load import load_problems

@@ -13,10 +13,10 @@ import torch
 from helpers import ROOT, random_stack
 from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, rollouts_of, skills, tiny_config
 from tables import cases
+from world_text import ANSWER_MARK
 
 from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig, load
-from soar.domains.world import ANSWER_MARK
 from soar.loop import teacher
 from soar.loop.population import Population
 from soar.loop.rewards import answer_marks, deal, grounded, intrinsic, likelihood, success_rates

@@ -12,10 +12,11 @@ import torch
 from helpers import ROOT
 from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, events, rollouts_of, run_tiny, skills, tiny_config
 from tables import cases
+from world_text import ANSWER_MARK
 
 from soar import seeds
 from soar.config import Config, ConfigError
-from soar.domains.world import ANSWER_MARK, get_world
+from soar.domains.world import get_world
 from soar.engine.policy import Backbone
 from soar.engine.rollouts import Request, Rollouts
 from soar.loop import teacher

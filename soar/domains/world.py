@@ -15,12 +15,8 @@ import random
 import re
 from collections.abc import Callable
 
-from soar.problems.prompts import FORMATS
 from soar.types import Problem
 
-TINY = FORMATS["tiny"]
-TEACHER_PROMPT, STUDENT_TEMPLATE, (ANSWER_MARK,) = TINY.teacher_template, TINY.student_template, TINY.answer_marks
-ILL_POSED = "ill-posed"
 NAMES = ("tiny", "tiny-rare")
 LABELS = "abcdefghij"
 LETTERS = "bcdfghjklmnp"
@@ -49,7 +45,7 @@ def _read(question: str) -> tuple[str, str | None]:
     for topic, (pattern, answer_of) in _TOPICS.items():
         if (match := pattern.fullmatch(question)) and (answer := answer_of(match)) is not None:
             return topic, answer
-    return ILL_POSED, None
+    return "ill-posed", None
 
 
 def _counter_question(first: int, start: int, addends: list[int]) -> str:
