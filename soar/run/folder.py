@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from soar import files
 from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
 from soar.files import Row
-from soar.report.runs import HASHES, ReportError, summary_of
+from soar.report.runs import HASHES, ReportError, mapping, summary_of
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
 from soar.types import VERSION, UserError
 
@@ -158,8 +158,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             keys = "\n  ".join(["these keys decide results and cannot change on --resume:", *refused])
             raise RunFolderError(f"{self.path} was begun with another config; {keys}")
         self.notes += [f"changed on resume: {line}" for line in changed]
-        before, now = manifest.get("versions"), versions()
-        before = before if isinstance(before, dict) else {}
+        before, now = mapping(manifest.get("versions")), versions()
         if other := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
             effect = "what follows may differ in rounding from what would have followed"
             self.notes.append(f"begun with other versions ({', '.join(other)}): {effect}")
@@ -198,10 +197,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         for name, left in self._left.items():
             if (now := self._state(name)) != left:
                 changed = f"has {now[1]} bytes, expected {left[1]}" if now and now[1] != left[1] else "is another file"
-                raise RunFolderError(
-                    f"{self.path / name} {changed if now else 'is gone'}: something else changed the folder while the run "
-                    "was at work in it. Nothing more is written; put back what was there, then continue with --resume"
-                )
+                why = "something else changed the folder while the run was at work in it. Nothing more is written"
+                advice = "put back what was there, then continue with --resume"
+                raise RunFolderError(f"{self.path / name} {changed if now else 'is gone'}: {why}; {advice}")
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
@@ -277,10 +275,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
         rows = (row for name in STREAMS for row in files.read_jsonl(self.path / name)[0])
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
-            raise RunFolderError(
-                f"{self.path}/state holds no checkpoint, but the run was past its first: resuming would begin anew and "
-                f"drop what is recorded; restore state/ {FROM_COPY} with another --out"
-            )
+            why = "the run was past its first: resuming would begin anew and drop what is recorded"
+            advice = f"restore state/ {FROM_COPY} with another --out"
+            raise RunFolderError(f"{self.path}/state holds no checkpoint, but {why}; {advice}")
         beside = checkpoint.beside if checkpoint else {"lines": {}, "config": self.manifest["config"]}
         if changed := difference(beside["config"], self.manifest["config"]):
             effect = "was changed since the checkpoint, and half the run would have another config"
@@ -373,8 +370,7 @@ def _checks(run: Path) -> Iterator[Check]:
     yield f"{len(lines) + 1} files can be read, every line is whole, no event stands twice", complaints
     yield _hashes(run)
     saved = sorted(path for path in run.glob("state/[0-9]*/state.json") if path.parent.name.isdecimal())
-    beside = files.read_object(saved[-1])[0].get("beside") if saved else None
-    begun = beside.get("config") if isinstance(beside, dict) else None
+    begun = mapping(files.read_object(saved[-1])[0].get("beside") if saved else None).get("config")
     changed = difference(begun, config) if isinstance(begun, dict) and isinstance(config, dict) else []
     yield "config of the newest checkpoint", [f"manifest.json: the config was changed: {line}" for line in changed]
     yield _summary(run, events, config)

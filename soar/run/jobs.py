@@ -100,13 +100,11 @@ class FileLoop(OuterLoop):
             jobs = {"step": state.step, "sets": names, "rloo_steps": len(plans[0].batches)}
             jobs |= {"learning_rate": how.optimizer.lr}
             self._emit(place, dict(zip(names, rows_P, strict=True)), jobs)
-        self.results = read_results(place / "results", names)
+        self.results = read_results(results := place / "results", names)
         if not self.results:
-            raise Stopped(
-                f"outer step {state.step} waits for students of the {len(names)} training sets in {place}",
-                f"{place / 'README.md'} says how to train them; with a result of each in {place / 'results'} continue with: "
-                f"soar measure {shlex.quote(str(self.folder))}",
-            )
+            why = f"outer step {state.step} waits for students of the {len(names)} training sets in {place}"
+            advice = f"{place / 'README.md'} says how to train them; with a result of each in {results} continue with"
+            raise Stopped(why, f"{advice}: soar measure {shlex.quote(str(self.folder))}")
         stack = concat([self._load(r.set, r.adapter) if r.adapter else state.baseline for r in self.results])
         rollouts = sum(map(len, rows_P)) * student.attempts  # as the sets ask for
         state.student_rollouts += rollouts
@@ -125,10 +123,8 @@ class FileLoop(OuterLoop):
     ) -> Event:
         name = f"{decision.dataset}-{decision.repeat}"
         if any(result.set == name and result.adapter is None for result in self.results):
-            raise ResultError(
-                f"the student of set {name} is promoted, and the next step begins with its weights: its result has a "
-                "pass_rate alone; add its adapter, then measure again"
-            )
+            why = "the next step begins with its weights: its result has a pass_rate alone"
+            raise ResultError(f"the student of set {name} is promoted, and {why}; add its adapter, then measure again")
         return super()._promote(decision, question_sets, population, measured)
 
     def _load(self, name: str, folder: Path) -> AdapterStack:

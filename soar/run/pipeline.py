@@ -74,8 +74,11 @@ class Run:
         checkpoint = self.folder.load()
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
         self.folder.tell(self.progress.insist)
-        if checkpoint is None:
-            self._look_at_sources()
+        if checkpoint is None:  # files of others and the teacher's keys: what is wrong is told before the work
+            OuterLoop(self.env, [], self.config, self.state.loop)
+            material = self._material()
+            if "real" in self.config.arms.run:
+                arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))
         self._find_hard(first=checkpoint is None)
         self.folder.tell(self.progress.insist)
         self._count_seconds("screen")
@@ -102,13 +105,6 @@ class Run:
         report_at_the_end(self.folder.path, self.progress.insist)
         write_hashes(self.folder.path)
         return summary
-
-    def _look_at_sources(self) -> None:
-        """What is wrong with files of others, or with the teacher's keys, is told before the work, not after it."""
-        OuterLoop(self.env, [], self.config, self.state.loop)
-        material = self._material()
-        if "real" in self.config.arms.run:
-            arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))
 
     def _safe_point(self) -> None:
         """Raises Stopped when a signal or a limit asks for it; everything that was done is saved here."""
@@ -138,11 +134,11 @@ class Run:
         of_all = f"{len(hard)} of {len(self.screened)}"
         rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
         if len(hard) < 4:
-            raise NothingToDo(
-                f"{of_all} problems are hard ({rule}); left out before: {left_out_before(found.event) or 'none'}. A run "
-                "needs at least 4: give harder problems, raise screen.max_successes, lower student.sampling.max_tokens, give "
-                f"a model with a longer context, or choose another verifier than {domain_of(config.problems).label!r}."
-            )
+            before, verifier = left_out_before(found.event) or "none", domain_of(config.problems).label
+            keys = "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens"
+            more = f"give a model with a longer context, or choose another verifier than {verifier!r}"
+            why = f"{of_all} problems are hard ({rule}); left out before: {before}. A run needs at least 4"
+            raise NothingToDo(f"{why}: {keys}, {more}.")
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         halves = {"train": self.hard_train, "test": self.hard_test}
         hard_set = digest([[problem.id for problem in half] for half in halves.values()])
@@ -442,10 +438,9 @@ def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> Ro
         stacks |= {name: load_adapter(env.backbone, folder) for name, folder in adapters.items()}
         problems, left_out = arms.usable(env, config, loaded.problems, progress.say)
         if not problems:
-            raise UserError(
-                f"problems.source = {config.problems.source!r}: no problem can be used ({left_out['too_long']} too long, "
-                f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade)"
-            )
+            ungradable = f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade"
+            why = f"no problem can be used ({left_out['too_long']} too long, {ungradable})"
+            raise UserError(f"problems.source = {config.problems.source!r}: {why}")
         stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
         bar = progress.task("evaluation", len(problems))
         with open_parallel(config, env, progress.say) as env.parallel, bar as task:

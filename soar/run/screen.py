@@ -9,9 +9,10 @@ import hashlib
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from soar import seeds
 from soar.config import Config, ConfigError
@@ -24,6 +25,7 @@ from soar.loop.rollout import RolloutEnv
 from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
+from soar.report.runs import mapping
 from soar.report.text import fill
 from soar.run.folder import EVIDENCE, RunFolder
 from soar.run.interrupts import StopRequest
@@ -90,10 +92,8 @@ def what_fits(rate: float, config: Config, easier: int = 0) -> str:
         return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
     first = "solvable (the easier candidates first), beside " if easier >= FEW_SOLVABLE else ""
     arm = "plain RL, the arm hard_only" if step >= 1 else f"{first}ps and pq of SOAR"
-    expected = (
-        f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct, {step:.2g} a step"
-    )
-    return f"try first: {arm}: in the planned budget {expected}"
+    expected = f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct"
+    return f"try first: {arm}: in the planned budget {expected}, {step:.2g} a step"
 
 
 def left_out_before(event: Row) -> str:
@@ -232,17 +232,14 @@ def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
     if not rows:
         why = "; ".join(notes) or "it is empty"
         raise ConfigError(f"screen.from_run = {str(place)!r}: {why}; give a run folder that was screened")
-    hashes = read_object(place / "manifest.json")[0].get("hashes")
-    if not isinstance(hashes, dict) or hashes.get("problems") != digest:
-        raise ConfigError(
-            f"screen.from_run = {str(place)!r}: it screened other problems (hashes.problems in its manifest.json is not "
-            "this run's); give a run of the same problems and problems.limit, or leave the key out"
-        )
+    if mapping(read_object(place / "manifest.json")[0].get("hashes")).get("problems") != digest:
+        why = "it screened other problems (hashes.problems in its manifest.json is not this run's)"
+        advice = "give a run of the same problems and problems.limit, or leave the key out"
+        raise ConfigError(f"screen.from_run = {str(place)!r}: {why}; {advice}")
     folder.append(EVIDENCE, rows)
 
 
-@dataclass(frozen=True)
-class HardSet:
+class HardSet(NamedTuple):
     """problems: the hard ones. screened: every usable candidate. event: of `screen`, with what was left out before."""
 
     problems: list[Problem]
@@ -311,10 +308,8 @@ def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, 
     try:
         check_evidence(evidence, {key: wanted[key] for key in wanted if key not in FREE_OF_HARD}, str(where))
     except DataError as error:
-        advice = (
-            "set this run's keys to the values of the evidence; without the evidence file the run screens by itself"
-        )
-        raise DataError(f"{error} with `soar screen`, or {advice}") from None
+        advice = "set this run's keys to the values of the evidence; without the evidence file the run screens"
+        raise DataError(f"{error} with `soar screen`, or {advice} by itself") from None
     return {p.id: s for p, s in zip(problems, screenings, strict=True)}, evidence, where
 
 
