@@ -6,7 +6,6 @@ truth; every card says so. Adapters get tokenizer, card and a base path that res
 """
 
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from soar.config import ProblemsConfig, refuse_code, resolve_path
 from soar.files import Row, json_bytes, read_object, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
-from soar.report.text import ARM_MEANINGS, TEMPLATES, fill, held_out
+from soar.report.text import ARM_MEANINGS, fill, held_out
 from soar.types import VERSION, UserError, import_extra
 
 SOURCES = {"pq": "promotion questions", "all": "accepted questions"}
@@ -89,12 +88,8 @@ def _parquet(rows: list[Row]) -> bytes:
 
 
 def reward_file(domain: Domain) -> bytes:
-    """`reward.py`, with `@KEY@` in the template replaced by JSON text, which is valid Python for strings."""
-    text = (TEMPLATES / "export" / "reward.py.in").read_text(encoding="utf-8")
-    values = domain.label, domain.prompts.answer_style, domain.reference
-    for key, value in zip(("VERIFIER", "STYLE", "DOMAIN"), values, strict=True):
-        text = text.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))
-    return text.encode()
+    """`reward.py` from its template, by JSON text, which is valid Python for strings."""
+    return f"{fill('export/reward.py.in', domain=domain)}\n".encode()
 
 
 def files_of(form: str, domain: Domain, rows: list[Row]) -> dict[str, bytes]:
@@ -166,10 +161,9 @@ def _adapter_of(run_dir: Path, policy: str) -> Path:
     folder, again = run_dir / adapter_folder(policy), "`soar run --out RUN --resume` writes it again"
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
-            raise ExportError(
-                f"{folder / name} is missing: adapters are written after the evaluation, and an arm that did not run has "
-                "none; finish the run with `soar run ... --resume`, or choose another --policy"
-            )
+            why = "adapters are written after the evaluation, and an arm that did not run has none"
+            advice = "finish the run with `soar run ... --resume`, or choose another --policy"
+            raise ExportError(f"{folder / name} is missing: {why}; {advice}")
         if changed_after_run(run_dir, f"{adapter_folder(policy)}/{name}"):
             raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {again}")
     try:

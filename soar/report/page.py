@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from soar.files import Row, asset, clipped, visible, write_atomic
@@ -352,11 +351,8 @@ def shorten(text: object) -> str:
 
 def render(template: str, values: dict[str, Any]) -> str:
     """A template of `templates` with these values, the style and the script in it, as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    environment = wording.templates(
         autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
     )
@@ -393,7 +389,6 @@ def report_at_the_end(run_dir: Path, say: Callable[[str], None]) -> None:
     except OSError:
         raise
     except Exception as error:  # whatever it is: the run's results are written and do not depend on the page
-        say(
-            f"report.html could not be made ({type(error).__name__}: {error}); everything else of the run is saved. "
-            f"Another version may make it: soar report {shlex.quote(str(run_dir))}"
-        )
+        why = f"({type(error).__name__}: {error}); everything else of the run is saved"
+        advice = f"Another version may make it: soar report {shlex.quote(str(run_dir))}"
+        say(f"report.html could not be made {why}. {advice}")

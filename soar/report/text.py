@@ -22,13 +22,17 @@ ARMS: dict[str, list[str]] = asset("arms")
 ARM_MEANINGS = {name: meaning for name, (_, meaning) in ARMS.items()}
 
 
+def templates(**how: Any) -> Environment:
+    """The templates, which fail on a value that is not there. how: further options of jinja2."""
+    return Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, **how)
+
+
 def fill(template: str, /, **values: Any) -> str:
     """A text from `templates/TEMPLATE`, without a last line end.
 
     Filters: visible, json (JSON text), repr, and `form`, which is Python's format.
     """
-    loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment = templates(keep_trailing_newline=True)
     environment.filters |= {"visible": visible, "json": json.dumps, "repr": repr, "form": format}
     return environment.get_template(template).render(values).removesuffix("\n")
 
