@@ -326,20 +326,12 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     except UserError as error:
         return failed("golds", error)
     checked, good = len(asked), len(asked) - len(bad)
-    message = f"{good:,} of {checked:,} gold answers grade as correct by {domain.label!r} ({good / checked:.2%})"
-    message += f"; reward function of the shape {pool.shape}" if pool.shape else ""
     texts = [problem for problem in asked if gold_kind(problem.answer, domain.label) == "text"]
-    if texts:
-        kept = "" if config.screen.text_golds else ", and are left out of a hard set (screen.text_golds)"
-        message += f"; {len(texts):,} of them ({len(texts) / checked:.2%}) can only be compared as text{kept}"
-    details = [
-        f"{problem.id}: {verdict.value}{f' ({fault})' if fault else ''}: {problem.answer[:100]!r}"
-        for (problem, verdict), fault in zip(bad, faults, strict=False)
-    ]
-    details += [f"... and {len(bad) - LISTED:,} more"] if len(bad) > LISTED else []
-    details += [f"the last check that failed: {pool.last_error[:300]}"] if pool.last_error else []
-    details += [f"as text: {problem.id}: {problem.answer[:100]!r}" for problem in texts[:LISTED]]
-    good -= 0 if config.screen.text_golds else len(texts)
+    kept = config.screen.text_golds
+    found: Row = {"good": good, "checked": checked, "bad": bad, "texts": texts, "kept": kept}
+    found |= {"listed": list(zip(bad, faults, strict=False)), "most": LISTED, "domain": domain, "pool": pool}
+    message, *details = fill("check/golds.txt", **found).split("\n")
+    good -= 0 if kept else len(texts)
     every = checked == len(problems)
     fails = good * len(problems) < FEWEST * checked  # as many of all as of those that were checked
     advice = [] if every else ["`soar verify FILE --golds` checks all"]
@@ -428,23 +420,15 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
     flat = [row[n] for n in range(ATTEMPTS) for row in rows]  # other problems first
     outcomes, count = Counter(row["outcome"] for row in flat), len(flat)
     correct, main = outcomes.pop("right", 0), (outcomes.most_common(1) or [("wrong", 0)])[0][0]
-    message = f"{correct} of {count} attempts are correct, {tokens['sampled'] / count:,.0f} tokens each"
-    message += "".join(f"; {OUTCOMES[outcome][0]} ({outcome}) {number}" for outcome, number in outcomes.most_common())
-    message += f"; {left_out:,} problems {context}" if left_out else ""
-    if len(rows) < len(asked):
-        message += f" ({STUDENT_SECONDS:.0f} s were over before {ATTEMPTS * len(asked)})"
     main = "refused" if outcomes["refused"] else main  # one alone says that the verifier errs
     hopeless = not correct and count >= ENOUGH and (main == "refused" or outcomes[main] > 0.9 * count)
     cause, advice = OUTCOMES[main]
-    if cause == "difficulty":
-        message, advice = f"{message}; {what_fits(correct / count, config)}", ""
+    fits, advice = (what_fits(correct / count, config), "") if cause == "difficulty" else ("", advice)
     flat.sort(key=lambda row: (row["outcome"] == "right", row["outcome"] != main))  # first those that earned nothing
-    details = [
-        f"{OUTCOMES[row['outcome']][0]}: {row['id']}, gold {row['answer'][:60]!r}, read "
-        f"{'no answer' if row['read'] is None else repr(row['read'][:60])}: {clipped(row['completion'], 80, 150)!r}"
-        for row in flat[:SHOWN]
-    ]
-    details += [f"the last check that failed: {error[:300]}"] if (error := env.verifier.last_error) else []
+    found: Row = {"correct": correct, "count": count, "wanted": ATTEMPTS * len(asked), "seconds": STUDENT_SECONDS}
+    found |= {"outcomes": outcomes.most_common(), "sampled": tokens["sampled"], "left_out": left_out, "fits": fits}
+    found |= {"shown": flat[:SHOWN], "context": context, "error": env.verifier.last_error}
+    message, *details = fill("check/student.txt", causes=OUTCOMES, clipped=clipped, **found).split("\n")
     counts = {"correct": correct, **outcomes}
     return Finding("student", status_of(advice and hopeless, advice), message, advice, tuple(details), counts)
 
