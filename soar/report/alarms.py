@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from soar.files import Row
+from soar.files import Row, asset
 from soar.loop.evaluate import sign_flip_p
 
 DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
@@ -22,10 +22,10 @@ DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share 
 TRUNCATED_SHARE = 0.5  # more completions cut off than this share
 LOGPROB_GAP = 0.1  # nats per token; rounding of bfloat16 gives up to about 0.03
 CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step was rewarded
-_LONGER = "raise max_tokens, or expect low pass rates"
 LOST = 0.05  # p of an arm's fall
 STILL_STEPS = 3  # steps in a row without a teacher gradient
 DIMENSIONS = 1024
+TEXTS = asset("alarms")
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -66,8 +66,7 @@ def alarm(kind: str, message: str, step: int | None = None) -> Row:
 def screen_alarms(event: Row) -> list[Row]:
     """Alarms of the `screen` event."""
     share = event.get("truncated_share") or 0.0
-    text = f"{share:.0%} of the attempts in screening hit the token budget; {_LONGER}"
-    return [alarm("truncation", text)] if share > TRUNCATED_SHARE else []
+    return [alarm("truncation", TEXTS["screening"].format(share))] if share > TRUNCATED_SHARE else []
 
 
 def lost_alarms(curve: Sequence[Row], end: Row) -> list[Row]:
@@ -82,8 +81,7 @@ def lost_alarms(curve: Sequence[Row], end: Row) -> list[Row]:
         return []
     trials = len(lost_H) * end["attempts"]
     at = [f"{sum(row['correct']) / trials:.2%} at {row['total_tokens']:,} tokens" for row in (best, end)]
-    text = f"pass@1 of the arm {end['arm']} fell from {at[0]} to {at[1]}: further training undid what it had learned"
-    return [alarm("arm fell", f"{text}; lower arms.learning_rate, or spend less") | {"arm": end["arm"]}]
+    return [alarm("arm fell", TEXTS["fell"].format(end["arm"], *at)) | {"arm": end["arm"]}]
 
 
 def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], learns: bool = True) -> list[Row]:
@@ -96,14 +94,12 @@ def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], lea
     alarms = [alarm(kind, message, step) for kind, message in _conditions(event, steps[0]) if kind not in then]
     still = [_no_gradient(row) for row in steps[-STILL_STEPS - 1 :]]
     if learns and still in ([True] * STILL_STEPS, [False, *[True] * STILL_STEPS]):
-        message = f"the datasets of the last {STILL_STEPS} steps were rewarded alike, so the teacher learned nothing"
-        alarms.append(alarm("no teacher gradient", message, step))
+        alarms.append(alarm("no teacher gradient", TEXTS["still"].format(STILL_STEPS), step))
     marks = [row["correct"] for row in questions if isinstance(row.get("correct"), bool)]
     mean = event.get("reward_mean")
     if marks and mean is not None and mean > 0 and sum(marks) < CORRECT_SHARE * len(marks):
-        text = f"mean reward {mean:+.4f} though only {sum(marks)} of {len(marks)} answers of the teacher are correct"
-        more = "what is rewarded may not be the questions' content"
-        alarms.append(alarm("reward without correctness", f"{text}: {more}", step))
+        text = TEXTS["wrong"].format(mean, sum(marks), len(marks))
+        alarms.append(alarm("reward without correctness", text, step))
     return alarms
 
 
@@ -111,22 +107,20 @@ def _conditions(event: Row, first: Row) -> Iterator[tuple[str, str]]:
     """(kind, message) of what holds at one step. first: the event of the run's first step."""
     distinct = event.get("distinct_share")
     if distinct is not None and distinct < DISTINCT_SHARE:
-        yield "teacher collapse", f"only {distinct:.0%} of the teacher's questions differ from each other"
+        yield "teacher collapse", TEXTS["collapse"].format(distinct)
     vendi, start = event.get("vendi"), first.get("vendi")
     if vendi is not None and start is not None and vendi < DIVERSITY_SHARE * start:
-        text = f"as diverse as {vendi:.1f} unrelated ones (Vendi score), at its first step as {start:.1f}"
-        yield "teacher diversity", f"the teacher's questions are {text}"
+        yield "teacher diversity", TEXTS["diversity"].format(vendi, start)
     cut = event.get("rejected", {}).get("truncated", 0) / max(1, event.get("sampled") or 1)
     if cut > TRUNCATED_SHARE:
-        yield "teacher truncation", f"{cut:.0%} of the teacher's texts hit teacher.sampling.max_tokens; {_LONGER}"
+        yield "teacher truncation", TEXTS["teacher_texts"].format(cut)
     students = event.get("student_last") or {}
     share = students.get("completions/clipped_ratio") or 0.0
     if share > TRUNCATED_SHARE:
-        yield "truncation", f"{share:.0%} of the students' completions hit the token budget; {_LONGER}"
+        yield "truncation", TEXTS["completions"].format(share)
     for who, gap in (("teacher", event.get("teacher_logprob_gap")), ("students", students.get("logprob_gap"))):
         if gap is not None and gap > LOGPROB_GAP:
-            text = f"sampler and trainer differ by {gap:.3f} nats per token"
-            yield f"log-prob gap of the {who}", f"{text}: gradients are not those of the sampled policy"
+            yield f"log-prob gap of the {who}", TEXTS["gap"].format(gap)
 
 
 def _no_gradient(event: Row) -> bool:

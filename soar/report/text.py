@@ -141,9 +141,8 @@ def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
     others = [arm for arm in others if arm.name != "base"] or others
     measured = [set(arm.pass_at) for arm in ours + others]
     k = min(set.intersection(*measured) or set.union(*measured)) if measured else 1
-    best, best_other = (
-        max((a for a in some if k in a.pass_at), key=lambda a: a.pass_at[k], default=None) for some in (ours, others)
-    )
+    with_k = ([arm for arm in some if k in arm.pass_at] for some in (ours, others))
+    best, best_other = (max(some, key=lambda arm: arm.pass_at[k], default=None) for some in with_k)
     return best, best_other, k
 
 
