@@ -231,9 +231,8 @@ def init(
     text = find_recipe("small-1gpu").read_text(encoding="utf-8")
     for key, value in (("name", file.stem), ("path", model), ("source", problems), ("verifier", verifier or "math")):
         if value.encode("utf-8", "replace").decode() != value:
-            raise ConfigError(
-                f"{key} = {value!r} is not UTF-8, which is all that a recipe can hold; give it another name"
-            )
+            why = "is not UTF-8, which is all that a recipe can hold"
+            raise ConfigError(f"{key} = {value!r} {why}; give it another name")
         quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f").replace("\\", "\\\\")
         text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", f"{key} = {quoted}", text, flags=re.MULTILINE)
     write_atomic(file, text.encode())
@@ -317,9 +316,7 @@ def verify(
         more = {"rows": rows, "counts": counts, "shares": shares, "last_error": problem}
         print(json.dumps({**vars(grades), **more}, indent=2))
     else:
-        print(visible(fill("grades.txt", grades=grades, golds=golds, verdicts=list(Verdict))))
-        if problem is not None:
-            print(visible(f"the last check that failed: {problem}"))
+        print(visible(fill("grades.txt", grades=grades, golds=golds, verdicts=list(Verdict), problem=problem)))
     return 1 if golds and grades.counts[Verdict.CORRECT] < rows else 0
 
 
