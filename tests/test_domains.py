@@ -23,11 +23,10 @@ from tokenizers import processors
 
 from soar.cli import main
 from soar.config import load, resolve_path
-from soar.domains import code as coding
 from soar.domains import procedural
 from soar.domains import world as worlds
 from soar.domains.candidates import candidates
-from soar.domains.code import CODE, MAX_CHARS, MAX_TESTS, Unusable, flaw, grade, read_answer, read_problem, read_tests
+from soar.domains.code import CODE, MAX_TESTS, Unusable, flaw, grade, read_answer, read_problem, read_tests
 from soar.domains.procedural import compare, kind_of
 from soar.domains.science import compare_quantities, read_gold, read_quantity, read_unit
 from soar.loop.arms import oracle
@@ -377,7 +376,7 @@ def test_asserts_are_taken_apart(test, right, wrong):
         ("assert f(0x" + "f" * 9000 + ") == 1", "unsafe_tests"),
         *((f"assert f(1) == {text}", "unreadable_tests") for text in DEEP),
         ("\n".join(f"assert f({i}) == {i + 1}" for i in range(MAX_TESTS + 1)), "too_many_tests"),
-        ("x" * (MAX_CHARS + 1), "too_many_tests"),
+        ("x" * (CODE.max_answer_chars + 1), "too_many_tests"),
     ],
 )
 def test_tests_that_cannot_be_used_are_named(text, name):
@@ -420,7 +419,7 @@ def test_a_teacher_text_is_a_task_with_tests():
         *cases("coding", "teacher"),
         (ADD, " ", "no_code"),
         (ADD, "a story about numbers", "not_python"),
-        ("Return the sum of a and b.", *coding.CODE.prompts.placeholders, "placeholder"),
+        ("Return the sum of a and b.", *CODE.prompts.placeholders, "placeholder"),
         (ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, find_columns, pick, read_answer
 from soar.problems.pool import VerifierPool
 from soar.problems.sources import Row, file_rows
-from soar.problems.verify import NAMES, gold_kind
+from soar.problems.verify import COMPARERS, gold_kind
 from soar.types import Verdict
 
 BLOCK = 2_000
@@ -46,7 +46,7 @@ def grade_file(
         verdicts = zip(singles, *_check(singles, pool, grades.columns), strict=True)
         for (where, _, gold, label, _), answer, verdict in verdicts:
             grades.counts[verdict] += 1
-            if golds and pool.name in NAMES and gold_kind(gold, pool.name) == "text":
+            if golds and pool.name in COMPARERS and gold_kind(gold, pool.name) == "text":
                 grades.texts[gold] += 1
             same = verdict.solved == (label is None or label)
             grades.agree = None if grades.agree is None else grades.agree + same

@@ -28,9 +28,8 @@ from soar.problems.verify import VerifierError
 from soar.sandbox.run import End, Job, Limits, Outcome, Sandbox, SandboxError
 from soar.types import Problem, Verdict
 
-MAX_CODE_CHARS = 20_000
+MAX_CODE_CHARS = 20_000  # of a program, and of the text of all tests
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-MAX_CHARS = 20_000  # of the text of all tests
 MAX_TESTS = 64
 MAX_PLACES = 30  # that a value is rounded to: round(7, -10**9) would compute 10**10**9
 Wrapped = tuple[tuple[str, tuple[Any, ...]], ...]
@@ -116,7 +115,7 @@ def tidy(text: Any) -> str:
 
 def read_tests(text: str) -> Tests:
     """The tests in a text. Raises Unusable."""
-    if len(text) > MAX_CHARS:
+    if len(text) > MAX_CODE_CHARS:
         raise Unusable("too_many_tests")
     plain = PATTERNS["fence"].sub("", text).strip()
     blocks = PATTERNS["test_block"].match(plain)

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from soar.files import asset
 
-MAX_COMPLETION_CHARS = 100_000
+MAX_COMPLETION_CHARS = 100_000  # of a text that a model wrote, a teacher or a student
 MAX_ANSWER_CHARS = 2_000
 LEXICON = asset("answers")
 WORDS = {key: frozenset(text.split()) for key, text in LEXICON.items() if isinstance(text, str)}

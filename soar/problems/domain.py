@@ -16,16 +16,15 @@ from typing import Any
 
 from soar.config import ProblemsConfig
 from soar.files import asset
-from soar.problems.answers import MAX_ANSWER_CHARS, PATTERNS, extract, normalize, still_thinks
+from soar.problems.answers import MAX_ANSWER_CHARS, MAX_COMPLETION_CHARS, PATTERNS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
 from soar.problems.prompts import FORMATS, PromptFormat, frozen, tagged
 from soar.problems.sources import PREFIX, environment, with_options
-from soar.problems.verify import COMPARERS, NAMES, VerifierError, as_verdict, gold_kind, is_parsable
+from soar.problems.verify import COMPARERS, VerifierError, as_verdict, gold_kind, is_parsable
 from soar.types import Problem, Reason, Rejection, UserError, Verdict
 
 WORDS = asset("domains")
 BUILTIN = {name: f"soar.domains.{name}:{name.upper()}" for name in WORDS}
-MAX_TEACHER_CHARS = 100_000
 MAX_QUESTION_CHARS = 4_000
 
 
@@ -39,7 +38,7 @@ class Domain:
 
     name: str
     prompts: PromptFormat
-    verifier: str = "exact"  # one of `verify.NAMES`, where the domain has no `verify`
+    verifier: str = "exact"  # one of `verify.COMPARERS`, where the domain has no `verify`
     # Of a teacher text: `(question, answer)`, a Problem, a Rejection, or a text naming why it holds no problem
     read_problem: Callable[[str], Any] | None = None
     read_answer: Callable[[str], str | None] | None = None  # of a completion; None where it has no answer
@@ -113,8 +112,8 @@ def load_domain(reference: str) -> Domain:
         raise DomainError(f"{says}: {attribute!r} is {kind}, expected a soar.problems.domain.Domain (docs/domains.md)")
     if not domain.name.isidentifier():
         raise DomainError(f"{says}: name = {domain.name!r}, expected one word like chemistry")
-    if domain.verify is None and domain.verifier not in NAMES:
-        expected = f"one of {', '.join(NAMES)}; a check of your own is `verify`"
+    if domain.verify is None and domain.verifier not in COMPARERS:
+        expected = f"one of {', '.join(COMPARERS)}; a check of your own is `verify`"
         raise DomainError(f"{says}: verifier = {domain.verifier!r}, expected {expected}")
     file = "" if place.startswith("soar.") else getattr(module, "__file__", None) or ""
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
@@ -248,7 +247,7 @@ class Grader:
         if truncated or not text.strip():
             return Rejection(Reason.TRUNCATED if truncated else Reason.EMPTY, text)
         style = fmt.pair_style or ("tags" if fmt.answer_style == "boxed" else "labels")
-        given = domain.read_problem(text) if domain.read_problem else READERS[style](text[:MAX_TEACHER_CHARS], fmt)
+        given = domain.read_problem(text) if domain.read_problem else READERS[style](text[:MAX_COMPLETION_CHARS], fmt)
         if isinstance(given, str):
             return Rejection(Reason(given), text) if given in list(Reason) else Rejection(Reason.REFUSED, text, given)
         if isinstance(given, Rejection):

@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 
 from soar.config import ProblemsConfig
 from soar.problems.answers import MAX_COMPLETION_CHARS, extract
-from soar.problems.domain import MAX_TEACHER_CHARS, Domain, Grader, load_domain, load_function, make_problem
+from soar.problems.domain import Domain, Grader, load_domain, load_function, make_problem
 from soar.problems.prompts import PromptFormat
 from soar.problems.sources import GOLD, PREFIX, environment
-from soar.problems.verify import NAMES, VerifierError, as_verdict, compare_exact, compare_math
+from soar.problems.verify import COMPARERS, VerifierError, as_verdict, compare_exact, compare_math
 from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
 
 MARK = "SOAR_VERIFIER_WORKER"
@@ -108,9 +108,9 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
     ) -> None:
         if isinstance(verifier, str):
             verifier = Domain(verifier, PromptFormat("", answer_style, "", ""), verifier)  # type: ignore[arg-type]
-        named = not verifier.own and verifier.verifier in NAMES
+        named = not verifier.own and verifier.verifier in COMPARERS
         if not verifier.own and not named and ":" not in verifier.verifier:
-            expected = f"one of {', '.join(NAMES)}, module:function or file.py:function"
+            expected = f"one of {', '.join(COMPARERS)}, module:function or file.py:function"
             raise VerifierError(f"problems.verifier = {verifier.verifier!r}: expected {expected}")
         extract("", verifier.prompts.answer_style)
         self.domain, self.name, self.success_at = verifier, verifier.label, success_at
@@ -211,7 +211,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
         if not self.domain.own:
             grader = Grader(replace(self.domain, prompts=prompts or self.domain.prompts))
             return [grader.read(text, cut) for text, cut in zip(texts, truncated, strict=True)]
-        cut_texts, read = [text[:MAX_TEACHER_CHARS] for text in texts], list[Problem | Rejection]()
+        cut_texts, read = [text[:MAX_COMPLETION_CHARS] for text in texts], list[Problem | Rejection]()
         outcomes = self._grade("read", cut_texts, [""] * len(texts), {"truncated": truncated})
         for text, given in zip(texts, outcomes, strict=True):
             if isinstance(given, Verdict):

@@ -305,4 +305,3 @@ def compare_math(answer: str, gold: str) -> Verdict:
 
 
 COMPARERS = {"math": compare_math, "number": compare_number, "exact": compare_exact, "choice": compare_choice}
-NAMES = tuple(COMPARERS)
