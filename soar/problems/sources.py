@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from soar.types import UserError, import_extra
 
 MAX_FIELD = 10_000_000
-COMMIT = re.compile(r"[0-9a-f]{40}")
 PREFIX = "verifiers:"
 GOLD = ("answer", "solution", "ground_truth", "expected_answer", "target", "gold", "label", "reference", "expected")
 
@@ -171,7 +170,7 @@ def hub_rows(name: str, split: str, revision: str | None, origin: str) -> tuple[
         mend = "Check the id, your access and the network, or download the file and name it"
         raise DataError(f"{where}. {mend}") from error
     commit = Path(table.cache_files[0]["filename"]).parent.name
-    if revision and COMMIT.fullmatch(revision) and commit != revision:
+    if revision and re.fullmatch("[0-9a-f]{40}", revision) and commit != revision:
         raise DataError(f"{says}: the cache has commit {commit}, not {revision}; connect, or change the key")
     return (Row(f"{name}[{split}]:row {number}", dict(row)) for number, row in enumerate(table, start=1)), commit
 
