@@ -57,8 +57,7 @@ def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> lis
         if isinstance(made, str):
             report.dropped.append(Dropped(f"domain {domain.name}: {made}", where=problem.id))
         elif fingerprint(made.question) in kept:
-            why = "after the domain has arranged it"
-            report.dropped.append(Dropped("duplicate question", why, where=problem.id))
+            report.dropped.append(Dropped("duplicate question", "after the domain has arranged it", where=problem.id))
         else:
             kept[fingerprint(made.question)] = made
     report.kept = len(kept)

@@ -143,8 +143,7 @@ class Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unreadable("too deep")
-        negative = self.take("+", "-") == "-"
-        node: Node = ("neg", self.term()) if negative else self.term()
+        node: Node = ("neg", self.term()) if self.take("+", "-") == "-" else self.term()
         while sign := self.take("+", "-"):
             node = (sign, node, self.term())
         self.depth -= 1
