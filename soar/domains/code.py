@@ -73,12 +73,10 @@ class Tests(NamedTuple):
         """CORRECT when every test was answered with its expected value."""
         if outcome.end is not End.DONE:
             return Verdict.TIMEOUT if outcome.end is End.TIMEOUT else Verdict.CRASHED
-        if not self.checks or set(outcome.answers) != set(range(len(self.checks))):
-            return Verdict.WRONG
         with suppress(ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             values = [decode(outcome.answers[index]) for index in range(len(self.checks))]
             values = values if self.entry else list(map(tidy, values))
-            if all(check.passed(value) for check, value in zip(self.checks, values, strict=True)):
+            if 0 < len(values) == len(outcome.answers) and all(map(Check.passed, self.checks, values)):
                 return Verdict.CORRECT
         return Verdict.WRONG
 
