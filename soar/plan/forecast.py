@@ -453,21 +453,17 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     outcomes = in_time(env, TEACHER_SECONDS, samples, pairs)
     rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
     sampled, accepted = len(outcomes), len(outcomes) - len(rejections)
-    message = f"{accepted} of {sampled} samples are problems"
-    message += f" ({TEACHER_SECONDS:.0f} s were over before {samples})" if sampled < samples else ""
-    details, hint = list[str](), "too slow here to say: lower teacher.sampling.max_tokens, or use a GPU"
+    hint = "too slow here to say: lower teacher.sampling.max_tokens, or use a GPU"
     if reasons := Counter(rejection.name for rejection in rejections).most_common():
-        details = ["rejected: " + ", ".join(f"{reason} {count}" for reason, count in reasons)]
         name = reasons[0][0]
         hint = HINTS.get(name, f"the domain refuses its problems ({name}): say in the teacher prompt what is asked for")
+    found: Row = {"accepted": accepted, "sampled": sampled, "wanted": samples, "seconds": TEACHER_SECONDS}
+    found |= {"needed": teacher.datasets * teacher.questions, "tokens": tokens["sampled"], "reasons": reasons}
+    message, *details = fill("check/teacher.txt", rejections=rejections, **found).split("\n")
     if not accepted:
-        details += [f"it wrote: {rejection.text[:300]!r}" for rejection in rejections[-5:]]
         status = "unknown" if sampled < min(samples, ENOUGH) else "FAIL"
         return Finding("teacher", status, message, hint, tuple(details))
-    each, needed = sampled / accepted, teacher.datasets * teacher.questions
-    message += f"; the {needed} pairs of an outer step cost about {each * needed:,.0f} samples, "
-    message += f"{tokens['sampled'] / accepted * needed:,.0f} tokens"
-    if each > teacher.max_tries:
+    if (each := sampled / accepted) > teacher.max_tries:
         hint = f"an outer step would end without its pairs (teacher.max_tries = {teacher.max_tries}): {hint}"
     status = status_of(each > teacher.max_tries, accepted / sampled < LOW_RATE)
     return Finding("teacher", status, message, hint if status != "ok" else "", tuple(details))
