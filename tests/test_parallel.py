@@ -125,7 +125,7 @@ class Light:
     def open(self) -> tuple[int, str]:
         return os.getpid(), "here"
 
-    def work(self, work: Any, key: Any, common: Task, task: Task) -> Any:
+    def work(self, work: Any, key: Any, common: Task, task: Task, last: bool) -> Any:
         value, spent = work(None, None, *task), {"tokens": 0, "seconds": 0.0, "ticks": 0}
         return SimpleNamespace(number=self.number, pid=os.getpid(), key=key, value=value, **spent)
 
@@ -267,12 +267,14 @@ def test_a_worker_loads_counts_names_other_weights_and_ends_with_its_gpu(env, mo
     monkeypatch.setattr(
         "gc.collect", lambda: pytest.fail("a quarter of a second for every piece, and nothing to collect")
     )
-    reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4))
+    worker.work(screen_call, "key", (tiny_config(),), (easy_problems(1), 0, 4), last=False)
+    assert given_back == [], "the next piece may use what is captured"
+    reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4), last=True)
     assert [row.attempts for row in reply.value] == [4, 4] and reply.tokens > 8
     assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key") and given_back == ["cache"]
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):  # its GPU is lost: a new process may get it back
-        worker.work(failing, "key", (), (RuntimeError("CUDA error: unspecified launch failure"),))
+        worker.work(failing, "key", (), (RuntimeError("CUDA error: unspecified launch failure"),), last=False)
 
 
 def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch, ray, env):

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from helpers import ARCHITECTURES, WORDS, logits_of, random_stack, tiny_backbone, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soar.config import ConfigError, ModelConfig
@@ -87,6 +88,17 @@ def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
 def test_targets_that_name_nothing_are_an_error(targets):
     with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
         tiny_backbone(target_modules=targets)
+
+
+def test_adapters_of_other_trainers_in_bfloat16_are_float32_here(tmp_path):
+    """Half as many bytes in the file; numpy, by which they travel and are named, knows no bfloat16."""
+    backbone = tiny_backbone()
+    save_adapter(backbone, random_stack(backbone, 1), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    stack = load_adapter(backbone, tmp_path)
+    assert {tensor.dtype for tensor in stack.tensors.values()} == {torch.float32}
+    assert pickle.loads(pickle.dumps(stack)).digest() == stack.digest()
 
 
 def test_weights_travel_beside_the_pickle_and_may_be_written_where_they_came():

@@ -21,6 +21,7 @@ from soar.run import folder as review
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, RunFolderError, examine, recorded_config
 from soar.run.interrupts import Stopped
+from soar.types import UserError
 
 
 def checkpoint(step: int, size: int = 6) -> Checkpoint:
@@ -43,6 +44,20 @@ def resumed(path: Path, *overrides: str) -> tuple[Any, list[str]]:
     """What a resume finds, and what it says."""
     with RunFolder(path, tiny_config(*overrides), [], resume=True) as folder:
         return folder.load(), folder.notes
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (UserError("out of memory; continue with --resume"), True),
+        (MemoryError(), True),
+        (UserError("no such key"), False),
+    ],
+)
+def test_a_folder_in_which_nothing_was_worked_out_goes_with_a_refusal_alone(tmp_path, error, stays):
+    with pytest.raises(type(error)), RunFolder(tmp_path / "new" / "run", tiny_config(), []):
+        raise error
+    assert (tmp_path / "new" / "run").exists() == (tmp_path / "new").exists() == stays
 
 
 def content(path: Path) -> dict[str, bytes]:

@@ -105,7 +105,7 @@ def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: 
     return cell
 
 
-def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
+def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path, monkeypatch):
     """2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice)."""
     study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
     both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 8, [2] * 6, 5000)]
@@ -119,8 +119,11 @@ def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path):
     text = fill("study.md", results=results, tables=tables(results))
     for words in ("| PQ | 2 | 37.5 % [", "No primary comparison", "| 5,000 | 640 | 1,000 |", "| 2 of 2 [16, 100] |"):
         assert words in text
+    family = list[float]()
+    monkeypatch.setattr(study_room, "holm", lambda values: family.extend(values) or values)
     alone = collect(study, both[:1], {}, study.model_dump(mode="json"))
     text = fill("study.md", results=alone, tables=tables(alone))
+    assert family == [], "one seed is in no family"
     assert re.search(r"PQ - Hard-Only \| 1 \| 1 \| .* \| \u2013 \| \u2013 \|", text), "one seed has no p"
     assert [(row["pass_at"]["1"]["climbed"], *row["pass_at"]["1"]["climbed_95"]) for row in (pq, hard)] == [
         (2, pytest.approx(0.025**0.5), 1.0),

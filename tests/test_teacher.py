@@ -275,14 +275,14 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
-        ([r"\frac12", "3", "3", "0.5", "1/2"], r"\frac12"),  # three of five agree, each with a spelling of its own
-        (["0.5", "1/2", "1/2", "3", "3"], "0.5"),  # of equal ones the first
+        ([r"\frac12", "3", "3", "0.5", "1/2"], "3"),
+        (["0.5", "1/2", "1/2", "3", "3"], "1/2"),  # of equally common ones the first, with whom 0.5 agrees
         (["3", "1/2", "3", "1/2", "?"], "3"),
-        (["0.5", "1/2", "1/2", "3", ".50"], "0.5"),
+        (["50", "50", "0.5", "50%", "7"], "50"),  # what equals two answers does not make them one
         (["0.5", "1/2", "1/2", ".5", ".50"], "too_easy"),
     ],
 )
-def test_votes_for_one_value_count_together(env, monkeypatch, said, kept):
+def test_the_commonest_spelling_is_the_label_and_what_equals_it_agrees(env, monkeypatch, said, kept):
     loop, batch = writer(env, [], tiny_config())[0], SimpleNamespace(texts=[rf"\boxed{{{s}}}" for s in said], tokens=9)
     monkeypatch.setattr(loop.env, "rollout", lambda *_, **__: batch)
     loop.env.verifier = VerifierPool("math")

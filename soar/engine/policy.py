@@ -301,7 +301,7 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         if (why := no_file(folder / name)) is not None:  # a pipe would be waited for
             raise FileNotFoundError(f"{name} is {why}")
-    weights = load_file(folder / "adapter_model.safetensors")
+    weights = {name: tensor.float() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     names = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
     if strange := sorted(set(weights) - names):

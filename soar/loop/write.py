@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 
 from soar import seeds
 from soar.config import TOO_EASY, Config, ConfigError
@@ -116,10 +115,10 @@ def can_vote(env: RolloutEnv) -> bool:
 def vote(
     env: RolloutEnv, config: Config, outcomes: list[Outcome], seed: int, labels: dict[str, Outcome]
 ) -> tuple[list[Outcome], int]:
-    """The pairs with the answer that most of teacher.votes attempts of the base model agree with, and the tokens generated.
+    """The pairs with the answer that most of teacher.votes attempts of the base model give, and the tokens generated.
 
-    Of equal answers the spelling that came first. Left out where less than teacher.agreement of them agree, or more than
-    TOO_EASY, or where the answer would not be accepted from a teacher. Labels and window as in R-Zero (arXiv 2508.05004).
+    The commonest spelling is the label, what equals it agrees. Left out where less than teacher.agreement of them do, or more
+    than TOO_EASY, or where it would not be accepted from a teacher. Labels and window as in R-Zero (arXiv 2508.05004).
     Without votes the pairs are as written. labels: what came of the step's questions so far, added to: one is voted on once.
     """
     votes, tokens = config.teacher.votes, 0
@@ -129,14 +128,15 @@ def vote(
         batch = env.rollout(None, *drawn, judged=False)  # not by the answer as written
         answers, tokens = env.verifier.read_answers(batch.texts), batch.tokens
         given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
-        golds = [replace(p, answer=a) for p, given in zip(asked, given_Q, strict=True) for a in given for _ in given]
-        said = [answer for given in given_Q for _ in given for answer in given]  # each against each of its question
-        verdicts = iter(env.verifier.check_answers(said, [gold.answer for gold in golds], columns_of(golds)))
-        agree_Q = [{a: sum(n for n in given.values() if next(verdicts).solved) for a in given} for given in given_Q]
-        best_Q = [max(agree.items(), key=itemgetter(1), default=("", 0)) for agree in agree_Q]
-        voted = [replace(problem, answer=answer) for problem, (answer, _) in zip(asked, best_Q, strict=True)]
-        judged = zip(voted, best_Q, env.verifier.usable(voted), strict=True)
-        labels |= {p.question: _window(config, p, count / votes, usable) for p, (_, count), usable in judged}
+        chosen_Q = [
+            max(given, key=given.__getitem__, default="") for given in given_Q
+        ]  # the first of equally common ones
+        voted = [replace(problem, answer=answer) for problem, answer in zip(asked, chosen_Q, strict=True)]
+        against = [problem for problem in voted for _ in range(votes)]
+        verdicts = env.verifier.check_answers(answers, [problem.answer for problem in against], columns_of(against))
+        shares = [sum(v.solved for v in verdicts[k * votes : (k + 1) * votes]) / votes for k in range(len(voted))]
+        judged = zip(voted, shares, env.verifier.usable(voted), strict=True)
+        labels |= {problem.question: _window(config, problem, share, usable) for problem, share, usable in judged}
     return [labels.get(o.question, o) if isinstance(o, Problem) else o for o in outcomes], tokens
 
 

@@ -140,8 +140,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def __exit__(self, *error: object) -> None:
         """A folder that was made here goes again where nothing was worked out: what was asked for was refused."""
+        refused = isinstance(error[1], UserError) and "--resume" not in str(error[1])  # nothing that is to go on
         with suppress(OSError):  # somebody else uses it, or took it away
-            if self._made and all(map(NOBODYS.fullmatch, os.listdir(self.path))):
+            if refused and self._made and all(map(NOBODYS.fullmatch, os.listdir(self.path))):
                 shutil.rmtree(self.path)
                 for place in self._made[1:]:
                     place.rmdir()

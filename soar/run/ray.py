@@ -67,19 +67,20 @@ class Worker:
         """Process, and where it is."""
         return os.getpid(), f"{platform.node()} ({self.env.backbone.device.type})"
 
-    def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task) -> Reply:
-        """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
+    def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task, last: bool) -> Reply:
+        """One piece of work. last: behind it GPU memory goes back. A process whose GPU is lost ends, and is replaced."""
         meter: Any = self.env.sampler
         meter.on_tokens = no_tick
         ticks: list[None] = []
         started, before = time.monotonic(), meter.tokens
         try:
             value = work(self.env, lambda tokens=0: ticks.append(None), *common, *task)
+            if last:
+                self.env.release()  # the run's own process may share the GPU
         except RuntimeError as error:
             if is_device_lost(error):
                 os._exit(1)
             raise
-        self.env.release()  # the run's own process may share this GPU
         tokens, seconds = meter.tokens - before, time.monotonic() - started
         return Reply(self.number, os.getpid(), key, value, tokens, seconds, len(ticks))
 
@@ -229,7 +230,8 @@ class RayParallel:
             while queue or busy:
                 while queue and free:
                     (key, task), actor = queue.popleft(), free.pop()
-                    busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
+                    given = key, shared, ray.put(task), len(queue) < len(self.actors)  # put: too large for Ray's client
+                    busy[actor.work.remote(work, *given)] = actor
                 limit = max(STILL_S, STILL_TIMES * max(self._longest.get(kind, float("inf")) for kind in self._open))
                 done: list[Any] = []
                 until = time.monotonic() + limit + loading

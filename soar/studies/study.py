@@ -281,7 +281,8 @@ def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], defin
                 outcomes.setdefault((cell.variant, name), {})[cell.seed] = outcome
     by_variant = {v: [(c, runs[c.name]) for c in cells if c.variant == v and c.name in runs] for v in study.variants}
     compared = [_compare(study, a, b, outcomes) for a, b in comparisons(study, list(outcomes))]
-    others = [entry for row in compared for entry in row["pass_at"].values() if not entry["primary"]]
+    every = [entry for row in compared for entry in row["pass_at"].values() if len(entry["per_seed"]) > 1]  # else no p
+    others = [entry for entry in every if not entry["primary"]]
     for entry, p in zip(others, holm([entry["p_seeds"] for entry in others]), strict=True):
         entry["p_adjusted"] = p  # the primary comparison's stands as it is
     return {
