@@ -68,7 +68,7 @@ def from_study(study: Path, out: Path) -> None:
 
 def from_counts(counts: Path, out: Path) -> None:
     """Arms over seeds, and pq minus hard_only: every evaluation with its cell's seed and held-out problems."""
-    held: dict[str, list[str]] = {}
+    held, cells_of = dict[str, list[str]](), dict[str, list[str]]()
     solved: dict[str, dict[str, tuple[int, list[int]]]] = {}
     for row in rows(counts):
         seed = row["cell"].split("-")[1]
@@ -76,6 +76,7 @@ def from_counts(counts: Path, out: Path) -> None:
             held[seed] = row["held_out"]
         elif row["event"] == "evaluation":
             solved.setdefault(row["arm"], {})[seed] = row["total_tokens"], row["correct"]
+            cells_of.setdefault(row["arm"], []).append(row["cell"])
 
     def values(arm: str, k: int) -> list[dict[str, float]]:
         of = sorted(solved[arm].items())
@@ -86,7 +87,7 @@ def from_counts(counts: Path, out: Path) -> None:
         spread = {str(k): over_seeds(values(arm, k), 0, 2000) for k in (1, 8, 32)}
         means, intervals = ({k: row[key] for k, row in spread.items()} for key in ("mean", "interval_95"))
         tokens = float(np.mean([tokens for tokens, _ in of.values()]))
-        arms[arm] = dict(zip(KEPT, (means, intervals, tokens, len(of)), strict=True))
+        arms[arm] = dict(zip(KEPT, (means, intervals, tokens, len(of)), strict=True)) | {"cells": cells_of[arm]}
     gaps = {str(k): paired_over_seeds(values("pq", k), values("hard_only", k), 0, 2000) for k in (1, 8, 32)}
     document = {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(held), "arms": arms}
     document["comparisons"] = [{"a": "pq", "b": "hard_only", "pass_at": gaps}]
