@@ -125,7 +125,7 @@ class Light:
     def open(self) -> tuple[int, str]:
         return os.getpid(), "here"
 
-    def work(self, work: Any, key: Any, common: Task, task: Task, last: bool) -> Any:
+    def work(self, work: Any, key: Any, common: Task, task: Task) -> Any:
         value, spent = work(None, None, *task), {"tokens": 0, "seconds": 0.0, "ticks": 0}
         return SimpleNamespace(number=self.number, pid=os.getpid(), key=key, value=value, **spent)
 
@@ -236,16 +236,29 @@ class Quiet:
         return crew.Reply(1, 7, 0, "done", 0, 1.0, 0)
 
 
-def test_a_worker_amid_a_piece_of_another_stream_is_not_taken_for_one_that_stands_still(env, monkeypatch):
-    """Arms are measured on their way while other workers are amid a segment of theirs: 600 s here, ten times that to wait."""
-    quiet, actor = Quiet(), SimpleNamespace(work=SimpleNamespace(remote=lambda *given: given[1]))
+@pytest.mark.parametrize(("others", "gpus", "given_back"), [([], 1.0, 1), (["train_chunk"], 1.0, 0), ([], 0.0, 0)])
+def test_a_worker_amid_a_piece_of_another_stream_is_not_taken_for_one_that_stands_still(
+    env, monkeypatch, others, gpus, given_back
+):
+    """Arms are measured on their way while other workers are amid a segment of theirs: 600 s here, ten times that to wait.
+
+    With the last stream the workers give the memory of GPUs back, or the run's own process may have none on its own.
+    """
+    quiet, asked = Quiet(), list[Any]()
+    actor = SimpleNamespace(work=SimpleNamespace(remote=lambda *given: asked.append(given[0]) or given[1]))
     quiet.put, quiet.exceptions = (lambda value: value), SimpleNamespace(RayTaskError=OSError, RayError=OSError)
     monkeypatch.setitem(sys.modules, "ray", quiet)
     monkeypatch.setattr(crew.time, "monotonic", lambda: quiet.now)
     parallel = RayParallel(tiny_config("cluster.workers=1"), env, 1, print)
-    parallel.actors, parallel.pids, parallel._open = [actor], {1: 7}, ["train_chunk"]
-    parallel._longest = {"train_chunk": 600.0, "double": 1.0}
+    parallel.actors, parallel.pids, parallel._open, parallel.gpus = [actor], {1: 7}, list(others), gpus
+    parallel._longest = {"train_chunk": 600.0, "double": 1.0 if others else 600.0}
     assert ask(parallel, double, (1,)) == ["done"] and quiet.killed == 0
+    freed = list[str]()
+    cuda = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    there = RolloutEnv(cuda, SimpleNamespace(release=lambda: freed.append("cache")), None, None)  # type: ignore[arg-type]
+    for work in asked[1:]:
+        work(there, no_tick)
+    assert asked[0] is double and freed == ["cache"] * given_back
 
 
 def test_workers_that_end_early_are_named():
@@ -260,21 +273,13 @@ def test_a_worker_loads_counts_names_other_weights_and_ends_with_its_gpu(env, mo
         Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
     with pytest.raises(WorkersLost, match="loaded other weights than the run's process"):
         Worker(1, tiny_config(), os.getcwd(), "0" * 64).open()
-    worker, given_back = Worker(3, tiny_config(), os.getcwd(), digest), list[str]()
-    cuda = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    elsewhere = RolloutEnv(cuda, SimpleNamespace(release=lambda: given_back.append("cache")), None, None)  # type: ignore[arg-type]
-    monkeypatch.setattr(worker.env, "release", elsewhere.release)  # or the run's process on that GPU has no room
-    monkeypatch.setattr(
-        "gc.collect", lambda: pytest.fail("a quarter of a second for every piece, and nothing to collect")
-    )
-    worker.work(screen_call, "key", (tiny_config(),), (easy_problems(1), 0, 4), last=False)
-    assert given_back == [], "the next piece may use what is captured"
-    reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4), last=True)
+    worker = Worker(3, tiny_config(), os.getcwd(), digest)
+    reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4] and reply.tokens > 8
-    assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key") and given_back == ["cache"]
+    assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key")
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):  # its GPU is lost: a new process may get it back
-        worker.work(failing, "key", (), (RuntimeError("CUDA error: unspecified launch failure"),), last=False)
+        worker.work(failing, "key", (), (RuntimeError("CUDA error: unspecified launch failure"),))
 
 
 def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch, ray, env):

@@ -67,16 +67,14 @@ class Worker:
         """Process, and where it is."""
         return os.getpid(), f"{platform.node()} ({self.env.backbone.device.type})"
 
-    def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task, last: bool) -> Reply:
-        """One piece of work. last: behind it GPU memory goes back. A process whose GPU is lost ends, and is replaced."""
+    def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task) -> Reply:
+        """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
         meter: Any = self.env.sampler
         meter.on_tokens = no_tick
         ticks: list[None] = []
         started, before = time.monotonic(), meter.tokens
         try:
             value = work(self.env, lambda tokens=0: ticks.append(None), *common, *task)
-            if last:
-                self.env.release()  # the run's own process may share the GPU
         except RuntimeError as error:
             if is_device_lost(error):
                 os._exit(1)
@@ -230,8 +228,7 @@ class RayParallel:
             while queue or busy:
                 while queue and free:
                     (key, task), actor = queue.popleft(), free.pop()
-                    given = key, shared, ray.put(task), len(queue) < len(self.actors)  # put: too large for Ray's client
-                    busy[actor.work.remote(work, *given)] = actor
+                    busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
                 limit = max(STILL_S, STILL_TIMES * max(self._longest.get(kind, float("inf")) for kind in self._open))
                 done: list[Any] = []
                 until = time.monotonic() + limit + loading
@@ -257,6 +254,8 @@ class RayParallel:
                 if self.meter is not None:
                     self.meter.tokens += reply.tokens
                 yield reply.key, reply.value
+            if self.gpus and self._open == [name]:  # this process may share one with a worker
+                ray.get([actor.work.remote(lambda env, tick: env.release(), None, (), ()) for actor in self.actors])
         finally:
             self._open.remove(name)
 
