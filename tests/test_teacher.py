@@ -262,7 +262,7 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
         ):
             teacher_prompt(loop.env, config)
     texts = [r"\boxed{B) copper}", r"\boxed{C}", r"\boxed{\text{B}}", "no"]
-    monkeypatch.setattr(loop.env, "rollout", lambda *_, **__: SimpleNamespace(texts=texts, tokens=9))
+    monkeypatch.setattr(loop.env, "sample", lambda *_: (SimpleNamespace(length_B=torch.tensor([9])), texts))
     with VerifierPool(choices, workers=1) as loop.env.verifier:
         assert vote(loop.env, config, list(choices.examples), 3, {}) == (
             [replace(choices.examples[0], answer="B) copper")],
@@ -283,8 +283,8 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
     ],
 )
 def test_the_commonest_spelling_is_the_label_and_what_equals_it_agrees(env, monkeypatch, said, kept):
-    loop, batch = writer(env, [], tiny_config())[0], SimpleNamespace(texts=[rf"\boxed{{{s}}}" for s in said], tokens=9)
-    monkeypatch.setattr(loop.env, "rollout", lambda *_, **__: batch)
+    loop, texts = writer(env, [], tiny_config())[0], [rf"\boxed{{{s}}}" for s in said]
+    monkeypatch.setattr(loop.env, "sample", lambda *_: (SimpleNamespace(length_B=torch.tensor([9])), texts))
     loop.env.verifier = VerifierPool("math")
     ((voted,), _) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3, {})
     assert (voted.name if isinstance(voted, Rejection) else voted.answer) == kept

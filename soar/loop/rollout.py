@@ -88,7 +88,7 @@ class RolloutEnv:
             self.sampler.release()
             torch.cuda.empty_cache()  # without gc, which takes 0.3 s: work that ended well leaves no cycles
 
-    def rollout(
+    def sample(
         self,
         stack: AdapterStack | None,
         problems_P_Q: list[list[Problem]],
@@ -97,12 +97,11 @@ class RolloutEnv:
         sampling: SamplingConfig,
         threads: int = 1,
         first: int = 0,
-        judged: bool = True,
-    ) -> RolloutBatch:
-        """N attempts of policy p at problems_P_Q[p] (equally many problems each).
+    ) -> tuple[Rollouts, list[str]]:
+        """N attempts of policy p at problems_P_Q[p] (equally many problems each), and their texts.
 
-        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, whatever else is
-        asked. threads: share out the problems of a single policy. first: n of the first attempt. judged: else all unscorable.
+        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens do
+        not depend on the other problems. threads: share out the problems of a single policy. first: n of the first attempt.
         """
         P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
@@ -115,32 +114,45 @@ class RolloutEnv:
                 before[problem.id] += 1
         request = Request(prompts_P_Q, attempts, seed_P_Q, sampling)
 
-        def sample(part: slice) -> Rollouts:  # every prompt has its own seed, so the draws are the same in any parts
+        def draw(part: slice) -> Rollouts:  # every prompt has its own seed, so the draws are the same in any parts
             return self.sampler.sample(stack, request.select(part))
 
         if P == 1 and threads > 1:
             size = -(-Q // threads)
             with ThreadPoolExecutor(threads) as pool:
-                rollouts = join(list(pool.map(sample, [slice(first, first + size) for first in range(0, Q, size)])))
+                rollouts = join(list(pool.map(draw, [slice(first, first + size) for first in range(0, Q, size)])))
         else:
-            rollouts = sample(slice(None))
+            rollouts = draw(slice(None))
         texts = rollouts.texts(self.backbone)
         if opens_thinking(self.backbone.tokenizer, prompts_P_Q[0][0]):
             texts = [f"<think>{text}" for text in texts]  # so that an unfinished block is seen, which holds no answer
+        return rollouts, texts
+
+    def rollout(
+        self,
+        stack: AdapterStack | None,
+        problems_P_Q: list[list[Problem]],
+        attempts: int,
+        seed_P: list[int],
+        sampling: SamplingConfig,
+        threads: int = 1,
+        first: int = 0,
+    ) -> RolloutBatch:
+        """What `sample` gives, verified and rewarded."""
+        rollouts, texts = self.sample(stack, problems_P_Q, attempts, seed_P, sampling, threads, first)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
         with self._lock:
             columns = columns_of(asked)
             if not getattr(self.verifier, "compares", True):  # a reward function may look at the tokens
                 pairs = zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)
                 columns["completion_ids"] = [tokens_T[:length] for tokens_T, length in pairs]
-            golds = [problem.answer for problem in asked]
-            verdicts = self.verifier.check(texts, golds, columns) if judged else [Verdict.UNSCORABLE] * len(asked)
+            verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
         scores = getattr(verdicts, "scores", ()) if self.scheme == "binary" else ()
         rewards = scores or [
-            student_reward(verdict, text, gold, self.scheme)
-            for verdict, text, gold in zip(verdicts, texts, golds, strict=True)
+            student_reward(verdict, text, problem.answer, self.scheme)
+            for verdict, text, problem in zip(verdicts, texts, asked, strict=True)
         ]
-        shape = (P, Q, attempts)
+        shape = (len(problems_P_Q), len(problems_P_Q[0]), attempts)
         return RolloutBatch(
             problems_P_Q,
             sampling.temperature,
@@ -149,7 +161,7 @@ class RolloutEnv:
             torch.tensor(rewards, dtype=torch.float32).view(shape),
             torch.tensor([v.solved for v in verdicts]).view(shape),
             torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape),
-            rollouts.failed_B.view(P, -1).any(1),
+            rollouts.failed_B.view(len(problems_P_Q), -1).any(1),
             texts,
         )
 

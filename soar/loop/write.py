@@ -124,13 +124,11 @@ def vote(
     votes, tokens = config.teacher.votes, 0
     fresh = {o.question: o for o in outcomes if votes and isinstance(o, Problem) and o.question not in labels}
     if asked := list(fresh.values()):
-        drawn = ([asked], votes, [seeds.derive(seed, "votes")], config.student.sampling, env.threads)
-        batch = env.rollout(None, *drawn, judged=False)  # not by the answer as written
-        answers, tokens = env.verifier.read_answers(batch.texts), batch.tokens
+        place, sampling = seeds.derive(seed, "votes"), config.student.sampling
+        rollouts, texts = env.sample(None, [asked], votes, [place], sampling, env.threads)
+        answers, tokens = env.verifier.read_answers(texts), int(rollouts.length_B.sum())
         given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
-        chosen_Q = [
-            max(given, key=given.__getitem__, default="") for given in given_Q
-        ]  # the first of equally common ones
+        chosen_Q = [max(given, key=given.__getitem__, default="") for given in given_Q]
         voted = [replace(problem, answer=answer) for problem, answer in zip(asked, chosen_Q, strict=True)]
         against = [problem for problem in voted for _ in range(votes)]
         verdicts = env.verifier.check_answers(answers, [problem.answer for problem in against], columns_of(against))
