@@ -31,7 +31,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from jinja2 import Environment, StrictUndefined
 from pydantic import Field, ValidationError, model_validator
 
 from soar import seeds
@@ -389,7 +388,7 @@ def tables(results: Row) -> list[Row]:
         "loops": [row for row in results["loops"] if row["cells"]],
         "cells": results["cells"],
     }
-    environment, every = Environment(undefined=StrictUndefined), []
+    environment, every = wording.templates(), []
     environment.globals |= {"wording": wording, "label": partial(label, results), "change": change}
     environment.globals |= {"largest": ks[-1:], "climb": CLIMB, "steps": TEACHER_STEPS}
     for key, words in TABLES.items():
