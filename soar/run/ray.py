@@ -255,7 +255,8 @@ class RayParallel:
                     self.meter.tokens += reply.tokens
                 yield reply.key, reply.value
             if self.gpus and self._open == [name]:  # this process may share one with a worker
-                ray.get([actor.work.remote(lambda env, tick: env.release(), None, (), ()) for actor in self.actors])
+                with self._errors():
+                    ray.get([actor.work.remote(lambda env, tick: env.release(), None, (), ()) for actor in self.actors])
         finally:
             self._open.remove(name)
 
