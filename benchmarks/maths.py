@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def from_study(study: Path, out: Path) -> None:
     out.write_text(json.dumps({**document, "comparisons": results["comparisons"]}, indent=1) + "\n", encoding="utf-8")
 
 
-def from_counts(counts: Path, out: Path) -> None:
+def document(counts: Path) -> dict[str, Any]:
     """Arms over seeds, and pq minus hard_only: every evaluation with its cell's seed and held-out problems."""
     held, cells_of = dict[str, list[str]](), dict[str, list[str]]()
     solved: dict[str, dict[str, tuple[int, list[int]]]] = {}
@@ -89,9 +90,8 @@ def from_counts(counts: Path, out: Path) -> None:
         tokens = float(np.mean([tokens for tokens, _ in of.values()]))
         arms[arm] = dict(zip(KEPT, (means, intervals, tokens, len(of)), strict=True)) | {"cells": cells_of[arm]}
     gaps = {str(k): paired_over_seeds(values("pq", k), values("hard_only", k), 0, 2000) for k in (1, 8, 32)}
-    document = {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(held), "arms": arms}
-    document["comparisons"] = [{"a": "pq", "b": "hard_only", "pass_at": gaps}]
-    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    compared = [{"a": "pq", "b": "hard_only", "pass_at": gaps}]
+    return {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(held), "arms": arms, "comparisons": compared}
 
 
 def main() -> None:
@@ -102,7 +102,8 @@ def main() -> None:
         case ["--study", study]:
             from_study(Path(study), default / "maths.json")
         case ["--counts", counts]:
-            from_counts(Path(counts), default / "maths.json")
+            text = json.dumps(document(Path(counts)), indent=1)
+            (default / "maths.json").write_text(f"{text}\n", encoding="utf-8")
         case arguments:
             with_votes(Path(*arguments) if arguments else default)
             first_run(Path(*arguments) if arguments else default)
@@ -123,6 +124,24 @@ def with_votes(folder: Path) -> None:
             if row["event"] == "evaluation":
                 solved.setdefault(row["arm"], []).append(sum(count > 0 for count in row["correct"]))
     print("solved, by seed: " + ", ".join(f"{arm} {counts}" for arm, counts in solved.items()))
+    steps = Counter((row["cell"], row["arm"]) for row in events if row["event"] == "arm_step")
+    print(f"steps: {dict(steps)}")
+    rewards = [reward for row in events if row["event"] == "outer_step" for reward in row["reward_G"]]
+    print(f"rewards of {len(rewards)} sets, of which the second half are of the finished cells: "
+          f"{100 * min(rewards[12:]):+.1f} to {100 * max(rewards[12:]):+.1f} points")  # fmt: skip
+    over = document(folder / "maths-votes.jsonl")
+    for k, gap in over["comparisons"][0]["pass_at"].items():
+        means = [over["arms"][arm]["pass_at"][k] for arm in ("pq", "hard_only")]
+        t_95, bootstrap = ([round(100 * end, 1) for end in gap[key]] for key in ("interval_95", "bootstrap_95"))
+        print(f"pass@{k} over seeds: pq {means[0]:.2%}, hard_only {means[1]:.2%}, {means[0] / means[1]:.1f} times, "
+              f"difference {100 * gap['difference']:+.1f} points, t {t_95}, bootstrap {bootstrap}")  # fmt: skip
+    held = [set(row["held_out"]) for row in events if row["event"] == "cell"]
+    print(f"held out in both seeds: {len(held[0] & held[1])} of {len(held[0])}")
+    for cell in json.loads((folder / "../../benchmarks/results/h200-maths-profile.json").read_text())["cells"]:
+        at, waits = cell["anywhere_on_the_stack"], cell["innermost_line"]["engine/graphs.py:finish:219"]
+        shares = (at["engine/sampler.py:sample"], waits, at["engine/update.py:update"])
+        shown = [f"{count / cell['samples']:.0%}" for count in shares]
+        print(f"{cell['cell']}: {cell['samples'] * cell['every_s']:.0f} s; sampling, waiting in it, update: {shown}")
     first = {
         row["cell"]: np.array(row["reward_G"]) for row in events if row["event"] == "outer_step" and not row["step"]
     }
