@@ -89,7 +89,7 @@ def test_the_memory_limit_of_a_worker_is_a_config_key(tmp_path):
     greedy = tmp_path / "greedy.py"
     greedy.write_text("def grade(completions, **_):\n    return [1.0 if bytearray(300 * 2**20) else 0.0]\n")
     verifier = f"problems.verifier={greedy}:grade"
-    error = f"the last check that failed: {greedy}:grade: MemoryError: "
+    error = f"the last check that failed: {greedy}:grade, line 2: MemoryError: "
     for limit, details in ((250, ("p0: crashed: '0'", error)), (0, ())):
         config = tiny_config(verifier, f"problems.verify_memory_mb={limit}", "problems.verify_workers=1")
         assert check_golds(config, NUMBERS[:1]).details == details

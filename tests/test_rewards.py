@@ -241,6 +241,7 @@ def a_string(completions, **kwargs): return "1"
 def two_values(completions, **kwargs): return [1.0, 1.0]
 def a_word(completion, answer): return "yes"
 def infinite(completion, answer): return float("inf")
+def no_score(completion, answer): return {"reward": 1.0}
 def raises(completion, answer): return 1 / 0
 def half(completion, answer): return 0.5
 def plain_too(completion, answer): return 0.75 if answer in completion else None

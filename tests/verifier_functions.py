@@ -9,8 +9,8 @@ from typing import Any
 def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]:
     """Behave as the completion asks; otherwise 1.0 when it equals the gold answer."""
     text = completions[0]
-    if text == "raise":
-        raise KeyError("no such key")
+    if text in ("raise", "exit"):
+        raise KeyError("no such key") if text == "raise" else SystemExit(3)
     if text == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     if text == "sleep":

@@ -132,7 +132,8 @@ def choose_columns(row: Row, wanted: Mapping[str, str | None], origin: str) -> d
         if origin != "problems.source":  # no key names its columns
             mend = f"rename the column, for {origin} is read by its usual names alone"
         there = find_columns(row, kind, names, mend)
-        chosen[kind] = next((n for n in there if pick(row.fields, n.split(" + ")[0]) not in (None, "")), there[0])
+        filled = (n for n in there if any(pick(row.fields, part) not in (None, "") for part in n.split(" + ")))
+        chosen[kind] = next(filled, there[0])
     return {**chosen, "id": next((name for name in COLUMNS["id"] if name in row.fields), None)}
 
 
@@ -179,6 +180,7 @@ def _build(row: Row, report: LoadReport) -> Problem:
         *texts, gold = [pick(row.fields, name) for name in (*asked, str(names["answer"]))]
     except KeyError as missing:
         raise Dropped("missing column", f"no {missing} here, as the first row has", True) from None
+    texts = [text for text in texts if text not in (None, "")] or texts[:1]  # one of several may be empty
     question = " ".join(_read_question(row, text, report) for text in texts)
     answer = read_answer(gold, report)
     if len(question) > MAX_QUESTION_CHARS:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from dataclasses import replace
 from itertools import repeat
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from soar.config import ProblemsConfig
@@ -250,6 +252,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
                 answer = worker.receive(self._timeout_s)
             except TimeoutError:
                 self._drop(worker)
+                self.last_error = f"{self.name}: no answer in {self._timeout_s:g} s (problems.verify_timeout_s)"
                 return Verdict.TIMEOUT
             except (EOFError, OSError):  # the system may have killed it for a neighbour's memory
                 self.last_error = f"{self.name}: a worker ended with exit code {self._drop(worker)}"
@@ -342,7 +345,7 @@ class Reward(NamedTuple):
                 said = f"{self.name} returned {value!r:.80} for 1 completion"
                 raise VerifierError(f"{said}; expected a list of {EXPECTED}")
             value = value[0]
-        value = value.get("score") if isinstance(value, dict) else value
+        value = value["score"] if isinstance(value, dict) and "score" in value else value
         if value is None:
             return None
         if isinstance(value, str | bytes) or not hasattr(value, "__float__") or math.isinf(value):
@@ -414,7 +417,10 @@ def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float
                 answer = json.dumps({"verdict" if isinstance(result, Verdict) else "value": result}).encode()
             except VerifierError as error:
                 answer = json.dumps({"error": str(error)}).encode()
-            except Exception as error:  # a check may fail in any way; that is its verdict
-                message = f"{name}: {type(error).__name__}: {error}"[:500]
+            except (Exception, SystemExit) as error:  # a check may fail in any way; that is its verdict
+                file = name.rpartition(":")[0].removesuffix(".py").replace(".", "/").rpartition("/")[2]
+                lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == file]
+                place = f"{name}, line {lines[-1]}" if lines else name
+                message = f"{place}: {type(error).__name__}: {error}"[:500]
                 answer = json.dumps({"verdict": Verdict.CRASHED, "message": message}).encode()
             signal.alarm(0)

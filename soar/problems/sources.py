@@ -123,7 +123,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
     lines = _lines(path)
     header = next(lines, "")
-    reader = csv.DictReader(chain([header], lines), delimiter=max(",;\t", key=header.count), strict=True)
+    comma = max(",;\t", key=header.count)
+    reader = csv.DictReader(chain([header], lines), delimiter=comma, skipinitialspace=True, strict=True)
     start = 2
     try:
         for fields in reader:
