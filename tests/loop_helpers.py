@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from world_text import ANSWER_MARK, WorldText
 
 from soar.config import Config, load
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts
+from soar.engine.rollouts import Request, Rollouts
 from soar.engine.update import StackOptimizer, UpdateStats
 from soar.loop.population import Population
 from soar.loop.rollout import RolloutBatch
@@ -97,6 +97,23 @@ def rollouts_of(backbone: Backbone, texts: Sequence[str], prompt: Sequence[int])
     """Rollouts that say `texts` after one prompt, each with an end token."""
     rows = [[*backbone.tokenizer.encode(text, add_special_tokens=False), min(backbone.end_ids)] for text in texts]
     return handmade_rollouts([prompt] * len(rows), rows)
+
+
+class Says:
+    """A sampler that says given texts, each as an attempt at the first prompt: round and round, or what a function of the
+    prompts as text and the number of attempts gives. said: how many so far."""
+
+    def __init__(self, backbone: Backbone, texts: Sequence[str] | Callable[[list[str], int], list[str]]) -> None:
+        self.backbone, self.texts, self.said = backbone, texts, 0
+
+    def sample(self, stack: Any, request: Request) -> Rollouts:
+        (prompts,), attempts = request.prompts_P_Q, request.attempts
+        if callable(self.texts):
+            texts = self.texts(self.backbone.tokenizer.batch_decode(prompts), attempts)
+        else:
+            texts = [self.texts[(self.said + i) % len(self.texts)] for i in range(attempts * len(prompts))]
+        self.said += len(texts)
+        return rollouts_of(self.backbone, texts, prompts[0])
 
 
 def skills(values: Sequence[float]) -> AdapterStack:

@@ -12,11 +12,11 @@ import torch
 from helpers import random_stack
 from loop_helpers import (
     BRIEF,
+    Says,
     easy_problems,
     events,
     hard_problems,
     read_jsonl,
-    rollouts_of,
     run_tiny,
     skills,
     tiny_config,
@@ -25,7 +25,6 @@ from loop_helpers import (
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
-from soar.engine.rollouts import Request, Rollouts
 from soar.loop import arms
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
@@ -103,27 +102,15 @@ def test_subsets_of_the_promotion_questions_are_equally_large(env):
         arms.oracle(env, settings_of("problems.source=f.jsonl", "problems.domain=d.py:D"), pq)
 
 
-class Says:
-    """A sampler; `answers(number of call, prompts as text, attempts)` are the texts of a call."""
-
-    def __init__(self, env: RolloutEnv, answers: Any) -> None:
-        self.env, self.answers, self.calls = env, answers, 0
-
-    def sample(self, stack: Any, request: Request) -> Rollouts:
-        prompts = [self.env.backbone.tokenizer.decode(ids) for ids in request.prompts_P_Q[0]]
-        self.calls += 1
-        return rollouts_of(self.env.backbone, self.answers(self.calls, prompts, request.attempts), [1])
-
-
 def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):
     """The answer to the first problem is always said, to the second at first only."""
     problems = easy_problems(2)
 
-    def answers(call: int, prompts: list[str], attempts: int) -> list[str]:
+    def answers(prompts: list[str], attempts: int) -> list[str]:
         assert all(p.question in text for p, text in zip(problems, prompts, strict=True))
         return [f"think of {problems[0].answer} first"] * attempts + [problems[1].answer] + ["c+8"] * (attempts - 1)
 
-    monkeypatch.setattr(env, "sampler", Says(env, answers))
+    monkeypatch.setattr(env, "sampler", Says(env.backbone, answers))
     hints = arms.write_hints(env, problems, settings_of())
     assert "..." in hints[problems[0].id] and not mentions(hints[problems[0].id], problems[0].answer)
     assert hints[problems[1].id] == "c+8"
@@ -136,14 +123,14 @@ def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
     right = [f"{48 + i} {49 + i}" for i in range(5)]
 
-    def answers(call: int, prompts: list[str], attempts: int) -> list[str]:
+    def answers(prompts: list[str], attempts: int) -> list[str]:
         if attempts == 1:
             assert prompts == [f"<bos><ask> 4{i} c+8" for i in range(5)]
             return [f" d+1 <ans> {answer}" for answer in right]
         solved = zip(right, (2, 3, 7, 8), strict=False)
         return [f"<ans> {answer if n < times else '00'}" for answer, times in solved for n in range(attempts)]
 
-    monkeypatch.setattr(env, "sampler", Says(env, answers))
+    monkeypatch.setattr(env, "sampler", Says(env.backbone, answers))
     monkeypatch.setattr(arms, "VARIANT_ROUNDS", 1)
     given = {"hard_test": [Problem("t", "44 c+8 d+1", "52 53")], "hard_train": hard}
     kept = questions("variants", env, settings_of(), **given)

@@ -28,13 +28,13 @@ from soar.run.setup import save_adapter
 
 
 @pytest.fixture
-def boxed(tmp_path: Path) -> Path:
-    """A made-up run with hostile questions, whose manifest asks for boxed answers and math-verify."""
-    folder = run_folders.write_run(tmp_path / "run", steps=6)
-    manifest = json.loads((folder / "manifest.json").read_text())
+def boxed(run: Path) -> Path:
+    """A run whose manifest asks for boxed answers and math-verify."""
+    manifest = json.loads((run / "manifest.json").read_text())
     manifest["config"]["problems"] = {"format": "tags", "verifier": "math"}
-    run_folders.write_json(folder / "manifest.json", manifest)
-    return folder
+    run_folders.write_json(run / "manifest.json", manifest)
+    (run / "hashes.json").unlink()
+    return run
 
 
 def module_at(path: Path) -> SimpleNamespace:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from unittest.mock import Mock, call
 
 import pytest
-import run_folders
 from loop_helpers import events, read_jsonl, run_tiny, skills, tiny_config
+from run_folders import write_jsonl
 from tables import cases
 
 from soar.cli import main
@@ -135,16 +135,15 @@ def test_the_cap_is_shared_out_and_nothing_secret_is_kept(tiny_run, tmp_path, mo
     assert {(row["by"], row.get("step")) for row in small} == {(row["by"], row.get("step")) for row in large}
 
 
-def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(tmp_path):
-    folder = run_folders.write_run(tmp_path / "run", steps=2)
+def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(run):
     hostile = "<script>kept(1)</script>\u202e" + "x" * 5000
     rows = [
         {"kind": kind, "by": "student", "step": step, "outcome": outcome, "completion": hostile, "answer": "7"}
         for kind, outcome in (("hard", "no answer"), ("question", "right"), ("teacher", "two_problems"), (None, 3))
         for step in range(20)
     ]
-    run_folders.write_jsonl(folder / "rollouts.jsonl", [*rows, {"completion": {}}])
-    page = write_report(folder).read_text(encoding="utf-8")
+    write_jsonl(run / "rollouts.jsonl", [*rows, {"completion": {}}])
+    page = write_report(run).read_text(encoding="utf-8")
     assert "no answer (hard problems 20)" in page and "teacher: two_problems (teacher texts 20)" in page
     assert OUTCOMES["no answer"][1] in page and "student, outer step 19" not in page  # every third of them
     assert page.count("&lt;script&gt;kept(1)") == 4 * 7 and "<script>kept" not in page and "\u202e" not in page

@@ -3,11 +3,8 @@
 from typing import Any
 
 import pytest
-import torch
-from helpers import logits_of
 from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_problems
 
-from soar.config import resolve_path
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, load_adapter
 from soar.files import read_object
@@ -154,21 +151,6 @@ def test_evaluations_and_summary(tiny_run):
         arm = name.split(" ")[0]
         gain = sum(a - b for a, b in zip(by_arm[arm], by_arm["hard_only"], strict=True)) / 24
         assert by_k["1"]["difference"] == pytest.approx(gain)
-
-
-def test_adapters_load_with_peft_and_are_the_recorded_policies(tiny_run, env):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    ids = torch.arange(4, 12)[None]
-    for name in ("student", "teacher", "arms/hard_only", "arms/pq"):
-        plain = AutoModelForCausalLM.from_pretrained(resolve_path("builtin:tiny"), dtype=torch.float32)
-        peft = PeftModel.from_pretrained(plain, tiny_run / name).eval()
-        stack = load_adapter(env.backbone, tiny_run / name)
-        with torch.no_grad():
-            assert torch.allclose(peft(input_ids=ids).logits, logits_of(env.backbone, stack, ids), atol=1e-4)
-    promoted = events(tiny_run, "promotion")[-1]["student"]
-    assert load_adapter(env.backbone, tiny_run / "student").digest() == promoted
 
 
 def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, env):

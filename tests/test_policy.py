@@ -28,31 +28,10 @@ def inputs(rows: int = POLICIES * ROWS) -> Tensor:
     return torch.randint(1, len(WORDS), (rows, LENGTH), generator=torch.Generator().manual_seed(5))
 
 
-def gradients(backbone: Backbone, stack: AdapterStack) -> tuple[Tensor, dict[str, Tensor]]:
-    stack = stack.select(list(range(stack.policies))).trainable()
-    logits = logits_of(backbone, stack, inputs())
-    logits.square().sum().backward()
-    return logits.detach(), {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
-
-
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_a_policy_with_nan_changes_nothing_in_another(adapter):
-    backbone = tiny_backbone("qwen2", adapter=adapter)
-    stack = random_stack(backbone, POLICIES)
-    other = stack.select([0, 1, 2])
-    for tensor in other.tensors.values():
-        tensor[1] = torch.nan
-    (logits, grads), (logits_2, grads_2) = gradients(backbone, stack), gradients(backbone, other)
-    for p, same in ((0, True), (1, False), (2, True)):
-        rows = slice(p * ROWS, (p + 1) * ROWS)
-        assert torch.equal(logits[rows], logits_2[rows]) is same
-        assert {torch.equal(grads[name][p], grads_2[name][p]) for name in grads} == {same}
-
-
 def test_the_base_model_takes_no_gradient_and_keeps_its_bytes():
     backbone = tiny_backbone()
     before = backbone.base_digest()
-    gradients(backbone, random_stack(backbone, POLICIES))
+    logits_of(backbone, random_stack(backbone, POLICIES).trainable(), inputs()).square().sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
     assert backbone.base_digest() == before == tiny_backbone().base_digest()
     assert tiny_backbone(seed=1).base_digest() != before

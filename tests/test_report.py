@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import run_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loop_helpers import read_jsonl
 from tables import cases
 
 from soar.files import visible
@@ -70,9 +72,30 @@ def drawn() -> Iterator[None]:
         yield
 
 
+HOSTILE = [text for (text,) in cases("run_folders", "hostile")]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_folders.write_run(tmp_path_factory.mktemp("runs") / "tiny")
+def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run with hostile questions, in which no arm and no step has the figures of another."""
+    folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "tiny"))
+    run_folders.change(folder / "manifest.json", b'"--quiet"', b'"name=my demo"')
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    for n, entry in enumerate(summary["arms"].values(), 1):
+        low, share, high = 0.001 * n, 0.004 * n, 0.02 * n
+        entry["pass_at"] = {"1": share, "4": 10 * share}
+        entry["interval_95"] = {"1": [low, high], "4": [10 * low, 10 * high]}
+    summary["wall_seconds"] = {"screen": 41.2, "loop": 196.4, "arms": 119.3, "evaluate": 33.9}
+    run_folders.write_json(folder / "summary.json", summary)
+    rows = {name: read_jsonl(folder / f"{name}.jsonl") for name in ("metrics", "questions", "pq")}
+    for n, step in enumerate((row for row in rows["metrics"] if row["event"] == "outer_step"), 1):
+        step |= {"reward_mean": 0.1 * n, "best_pass_rate": 0.2 * n, "student_rollouts": 69_120 * n}
+    for name in ("questions", "pq"):
+        for row, text in zip(rows[name], HOSTILE, strict=False):
+            row["question"], row["answer"] = text, text
+    for name, written in rows.items():
+        run_folders.write_jsonl(folder / f"{name}.jsonl", written)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +183,7 @@ def test_page_is_whole_usable_without_eyes_and_loads_nothing(html, page):
     assert not any(key.startswith("on") or key == "style" for _, attributes in page.elements for key in attributes)
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids)) and page.all("html") == [{"lang": "en"}]
-    assert len(page.all("img")) == 5 and all(a["alt"] for a in page.all("img"))
+    assert len(page.all("img")) == 7 and all(a["alt"] for a in page.all("img"))
     assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
     assert all("tabindex" in a and a.get("aria-label") for _, a in page.elements if a.get("role") == "region")
 
@@ -173,30 +196,31 @@ def test_page_shows_the_figures_of_the_summary(folder, page):
             digits = 2 if share < 0.01 else 1
             low, high = (f"{100 * x:.{digits}f}" for x in row["interval_95"][k])
             assert f"{100 * share:.{digits}f} % [{low}, {high}]" in text, (name, k)
-    for words in ("0:03:16", "0:06:31", "138,240", "645 candidates were tried 128 times each; 192 were hard"):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for words in ("0:03:16", "0:06:31", "138,240", "12 candidates were tried 4 times each; 12 were hard"):
         assert words in text
-    assert "soar run --out runs/demo --set 'name=my demo'" in text
-    assert '"tau": 0.01' in text and '"torch": "2.13.0"' in text and '"prompts": "77ab01ce"' in text
+    assert f"--out {shlex.quote(manifest['command'][4])} 'name=my demo' --set" in text
+    assert '"tau": -2' in text and f'"prompts": "{manifest["hashes"]["prompts"]}"' in text
 
 
-def test_page_says_what_votes_trust_and_practice_were(tmp_path):
+def test_page_says_what_votes_trust_and_practice_were(run):
     """Answers by vote are not the teacher's own, problems that nobody screened were not tried, and practice comes first."""
-    folder = run_folders.write_run(tmp_path / "votes", steps=2)
     for name, old, new in (
-        ("manifest.json", b'"tau": 0.01', b'"tau": 0.01}, "teacher": {"votes": 8}, "arms": {"curriculum_steps": 1000'),
-        ("metrics.jsonl", b'"hard": 192, "attempts": 128', b'"hard": 192, "attempts": 0'),
+        ("manifest.json", b'"votes": 0', b'"votes": 8'),
+        ("manifest.json", b'"curriculum_steps": 0', b'"curriculum_steps": 1000'),
+        ("metrics.jsonl", b'"hard": 12, "attempts": 4', b'"hard": 12, "attempts": 0'),
     ):
-        run_folders.change(folder / name, old, new)
-    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+        run_folders.change(run / name, old, new)
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert "with the answer that most of 8 attempts of the base model give, which nobody checks" in text
-    assert "645 problems were taken as hard, untried (screen.attempts = 0)" in text and "Correct attempts" not in text
+    assert "12 problems were taken as hard, untried (screen.attempts = 0)" in text and "Correct attempts" not in text
     assert "practises on its questions alone in its first 1,000 RLOO steps" in text
 
 
 def test_hostile_text_is_shown_and_does_nothing(html, page):
     assert len(page.all("script")) == 1 and len(page.all("style")) == 1
     assert all(str(a["src"]).startswith("data:image/svg+xml;base64,") and "onerror" not in a for a in page.all("img"))
-    for text in run_folders.HOSTILE:
+    for text in HOSTILE:
         assert sum(visible(text) in shown for shown in page.texts) >= 2, text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ufeff]", html)
 
@@ -225,8 +249,8 @@ def test_hostile_text_in_every_other_place(tmp_path):
     assert page.text.count("<b onclick=x>\u27e8U+001B\u27e9\u27e8U+202E\u27e9{{7*7}}") >= 15
 
 
-def test_every_chart_is_what_the_events_say(tiny_run):
-    run = runs.read_run(tiny_run)
+def test_every_chart_is_what_the_events_say(folder):
+    run = runs.read_run(folder)
     outer = report.loop_section(run)
     reward, rates, quality, vendi = outer["charts"]
     assert list(reward.series[0].y) == [event["reward_mean"] for event in run.steps]
@@ -283,9 +307,10 @@ def test_what_the_teacher_wrote_and_what_changed():
     ]  # fmt: skip
     changed = written["changes"].replace("\u00a0", " ")
     assert changed == "From step 0 to step 1: different from each other 100.0 % → 50.0 %."
+    assert len(report.questions_section(rows * 100)["rows"]) == 534, "every third of 1,600"
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_damaged_files_are_named(tiny_run, tmp_path):
     (tmp_path / "manifest.json").write_text("[1, 2]")
     (tmp_path / "summary.json").write_text("{")
     (tmp_path / "metrics.jsonl").write_bytes(
@@ -300,16 +325,15 @@ def test_damaged_files_are_named(tmp_path):
     assert Page(write_report(tmp_path).read_text(encoding="utf-8")).wrong == []
     with pytest.raises(ReportError, match=r"neither manifest\.json nor metrics\.jsonl"):
         write_report(tmp_path / "nothing")
-    run_folders.write_run(tmp_path, steps=7)
-    (tmp_path / "summary.json").unlink()
-    run_folders.write_json(tmp_path / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    kept = [line for line in lines if '"outer_step"' in line or '"promotion"' in line]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))
-    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    run_folders.write_json(tmp_path / "run" / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
+    kept = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:5]  # the second promotion is not there
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))
+    text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
     assert "Now: <b>loop: 7 of 9, about 0:01:01 left." in text
-    assert "Unfinished: 7 outer steps and 1 promotion so far; nothing was measured" in text
-    assert f"metrics.jsonl:{len(kept) + 1}: the last line is not complete" in text
+    assert "Unfinished: 2 outer steps and 1 promotion so far; nothing was measured" in text
+    assert "metrics.jsonl:6: the last line is not complete" in text
 
 
 JSON = st.recursive(
@@ -357,7 +381,7 @@ def test_the_script_runs_under_the_pages_own_policy(folder, tmp_path):
     command = [str(BROWSER), *options.split()]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     assert b"CONSOLE" not in done.stderr, "neither an error nor anything against the policy"
-    assert "576 of 576 match" in done.stdout.decode("utf-8", errors="replace")
+    assert "24 of 24 match" in done.stdout.decode("utf-8", errors="replace")
 
 
 def test_a_run_ends_without_its_page_but_not_with_a_full_disk(folder, monkeypatch):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import grimp
 import pytest
-import run_folders
 from helpers import ROOT
 from loop_helpers import TINY, outcome, sets
 
@@ -102,17 +101,16 @@ def shell(line: str, **variables: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def held(run: Path) -> Path:
     """A run with a promotion that waits for review."""
-    run = run_folders.write_run(tmp_path / "run", steps=3, hostile=False)
     question = {"question": "5 \u00d7 7 \u2264 40, \u8fd0\u884c", "answer": "35"}
     review.ask(run, {"step": 1, "dataset": 0, "repeat": 0, "reward": 0.1}, [question])
     return run
 
 
 @pytest.mark.parametrize(("command", "unbuffered"), [("run --dry-run", ""), ("watch RUN --once", "1")])
-def test_a_reader_that_has_gone_is_no_error(run, command, unbuffered):
-    line = f"soar {command.replace('RUN', shlex.quote(str(run)))} | true"
+def test_a_reader_that_has_gone_is_no_error(held, command, unbuffered):
+    line = f"soar {command.replace('RUN', shlex.quote(str(held)))} | true"
     code, shown, said = shell(line, PYTHONUNBUFFERED=unbuffered)
     assert (code in (0, 1), shown, said) == (True, "", "")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
-from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, events, rollouts_of, run_tiny, skills, tiny_config
+from loop_helpers import Says, ScriptedLoop, UpdateLog, easy_problems, events, run_tiny, skills, tiny_config
 from tables import cases
 from world_text import ANSWER_MARK
 
@@ -192,21 +192,8 @@ def teacher_text(problem: Problem) -> str:
     return f"{problem.question} {ANSWER_MARK} {problem.answer}"
 
 
-class ScriptedSampler:
-    """Says the given texts, round and round, as if each were an attempt at the first prompt."""
-
-    def __init__(self, backbone: Backbone, texts: Sequence[str]) -> None:
-        self.backbone, self.texts, self.said = backbone, list(texts), 0
-
-    def sample(self, stack: Any, request: Request) -> Rollouts:
-        count = request.attempts * len(request.prompts_P_Q[0])
-        texts = [self.texts[(self.said + i) % len(self.texts)] for i in range(count)]
-        self.said += count
-        return rollouts_of(self.backbone, texts, request.prompts_P_Q[0][0])
-
-
-def writer(env: RolloutEnv, texts: Sequence[str], config: Config) -> tuple[OuterLoop, ScriptedSampler]:
-    sampler = ScriptedSampler(env.backbone, texts)
+def writer(env: RolloutEnv, texts: Sequence[str], config: Config) -> tuple[OuterLoop, Says]:
+    sampler = Says(env.backbone, texts)
     scripted = RolloutEnv(env.backbone, sampler, env.fmt, env.verifier, env.scheme)
     return OuterLoop(scripted, easy_problems(4, seed=9), config, new_state(scripted, config)), sampler
 
@@ -225,17 +212,7 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env):
     assert question_sets.rejected == {"empty": 12}
 
 
-@pytest.mark.parametrize(
-    ("said", "kept"),
-    [
-        ("77767", "7"),
-        ("78769", "7"),
-        ("7-7--", "7"),
-        ("78654", "no_agreement"),
-        ("-----", "no_agreement"),
-        ("77777", "too_easy"),
-    ],
-)
+@pytest.mark.parametrize(("said", "kept"), cases("teacher", "vote"))
 def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env, said, kept):
     config, (problem,), other = tiny_config("teacher.votes=5"), easy_problems(1), Rejection(Reason.EMPTY, "x")
     loop, _ = writer(env, [f"{ANSWER_MARK} {answer}" if answer != "-" else "no" for answer in said], config)
@@ -272,22 +249,13 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
     assert vote(loop.env, config, easy_problems(1), 3, {})[0][0].name == "unparsable_answer"
 
 
-@pytest.mark.parametrize(
-    ("said", "kept"),
-    [
-        ([r"\frac12", "3", "3", "0.5", "1/2"], "3"),
-        (["0.5", "1/2", "1/2", "3", "3"], "1/2"),  # of equally common ones the first, with whom 0.5 agrees
-        (["3", "1/2", "3", "1/2", "?"], "3"),
-        (["50", "50", "0.5", "50%", "7"], "50"),  # what equals two answers does not make them one
-        (["0.5", "1/2", "1/2", ".5", ".50"], "too_easy"),
-    ],
-)
-def test_the_commonest_spelling_is_the_label_and_what_equals_it_agrees(env, monkeypatch, said, kept):
+@pytest.mark.parametrize(("said", "kept", "why"), cases("teacher", "spelling"))
+def test_the_commonest_spelling_is_the_label_and_what_equals_it_agrees(env, monkeypatch, said, kept, why):
     loop, texts = writer(env, [], tiny_config())[0], [rf"\boxed{{{s}}}" for s in said]
     monkeypatch.setattr(loop.env, "sample", lambda *_: (SimpleNamespace(length_B=torch.tensor([9])), texts))
     loop.env.verifier = VerifierPool("math")
     ((voted,), _) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3, {})
-    assert (voted.name if isinstance(voted, Rejection) else voted.answer) == kept
+    assert (voted.name if isinstance(voted, Rejection) else voted.answer) == kept, why
 
 
 def test_questions_are_written_until_enough_of_them_are_voted_for(env, monkeypatch):

@@ -82,7 +82,7 @@ def test_a_paused_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
     assert "mine: at work" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
-def test_foreign_text_cannot_command_the_terminal(tmp_path):
+def test_foreign_text_cannot_command_the_terminal(run, tmp_path):
     """Every text of a foreign folder, in the view and in the lines of a run: names of arms too."""
     folder, out = begin(tmp_path), io.StringIO()
     run_folders.write_json(folder / "manifest.json", {"name": HOSTILE, "config": {"teacher": {"steps": 3}}})
@@ -99,9 +99,9 @@ def test_foreign_text_cannot_command_the_terminal(tmp_path):
     shown = out.getvalue()
     assert shown.count("x⟨U+001B⟩[2J⟨U+001B⟩]52;c;b3duZWQ=⟨U+0007⟩⟨U+202E⟩") >= 6
     assert not set("\x1b\x07\u202e") & set(shown)
-    folder, out = run_folders.write_run(tmp_path / "run", steps=6), io.TextIOWrapper(io.BytesIO(), "ascii")
-    add(folder, "questions.jsonl", {"step": 6, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0})
-    watch.follow(folder, Console(file=out, width=70), once=True)
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    add(run, "questions.jsonl", {"step": 1, "question": "été ∑ \x1b]0;owned\x07", "answer": "1", "reward": 9.0})
+    watch.follow(run, Console(file=out, width=70), once=True)
     out.seek(0)
     text = out.read()
     assert "\\xe9t\\xe9 \\u2211 <U+001B>]0;owned<U+0007>" in text and "+-" in text
