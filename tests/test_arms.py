@@ -10,18 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_stack
-from loop_helpers import (
-    BRIEF,
-    Says,
-    easy_problems,
-    events,
-    hard_problems,
-    read_jsonl,
-    run_tiny,
-    skills,
-    tiny_config,
-    write_problems,
-)
+from loop_helpers import BRIEF, Says, easy_problems, events, read_jsonl, run_tiny, skills, tiny_config, write_problems
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
@@ -251,7 +240,7 @@ def test_an_arm_trains_on_its_questions_for_what_the_loop_spent_rounded_up():
     assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
     assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
     assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
-    hard, pq = hard_problems(6), [Problem(f"pq-{i}", f"easier {i}", "0") for i in range(4)]
+    hard, pq = ([Problem(f"{kind}-{i}", f"{kind} {i}", "0") for i in range(n)] for kind, n in (("hard", 6), ("pq", 4)))
 
     def asked(name: str, steps: int, *keys: str) -> list[list[str]]:
         return [[p.id for p in batch] for batch in arms.arm_plan(name, tiny_config(*keys), hard, pq, steps).batches]

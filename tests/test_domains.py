@@ -19,6 +19,7 @@ from multiple_choice import arrange
 from multiple_choice import verify as verify_choice
 from run_folders import write_jsonl
 from tables import cases
+from test_sandbox import needs_one
 from tokenizers import processors
 
 from soar.cli import main
@@ -333,13 +334,6 @@ def test_shipped_model_loads_with_transformers():
     assert next(model.parameters()).dtype == torch.float32
 
 
-try:
-    sandbox.find_backend()
-    NO_SANDBOX = ""
-except SandboxError as error:
-    NO_SANDBOX = str(error)
-needs_sandbox = pytest.mark.skipif(bool(NO_SANDBOX), reason=NO_SANDBOX)
-
 ADD = '''add(a, b):
     """Return the sum of a and b."""
     return a + b
@@ -402,7 +396,7 @@ def test_tests_that_say_too_little_are_named(tests, name):
     assert flaw(read_tests(tests)) == name
 
 
-@needs_sandbox
+@needs_one
 def test_a_teacher_text_is_a_task_with_tests():
     wanted = (ADD_TASK, ADD_TESTS)
     texts = [ADD, "```python\ndef " + ADD, "Here it is:\n```python\ndef " + ADD, ADD.split("```")[0]]
@@ -412,7 +406,7 @@ def test_a_teacher_text_is_a_task_with_tests():
     assert typed[0].split("\n")[2] == "def add(a: int, b: int=2) -> int:"
 
 
-@needs_sandbox
+@needs_one
 @pytest.mark.parametrize(
     ("change", "to", "name"),
     [
@@ -441,7 +435,7 @@ def test_a_sandbox_that_breaks_ends_the_run_and_is_no_verdict(monkeypatch):
         grade("def f(x):\n    return 7\n", "assert f(1) == 7\nassert f(2) == 8")
 
 
-@needs_sandbox
+@needs_one
 def test_the_pool_grades_in_killable_workers():
     golds = [problem.answer for problem in CODE.examples]
     columns = {"question": [problem.question for problem in CODE.examples]}

@@ -108,16 +108,6 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(run, tmp_path, monkeypatc
     assert resume_command(Path("run")) == "soar run --out run --resume --trust-run"
 
 
-def test_a_typo_bricks_no_folder(tmp_path, capsys):
-    out = str(tmp_path / "run")
-    words = ["run", "tiny", "--quiet", "--out", out, *sets(*TINY, 'arms.run=["base"]', "teacher.steps=0")]
-    assert main([*words, "--model", str(tmp_path / "WRONG")]) == 1
-    assert main([*words, "--problems", str(tmp_path / "p.jsonl")]) == 1
-    assert "p.jsonl" in capsys.readouterr().err
-    assert main(["doctor", out]) == 1
-    assert main(words) == 0
-
-
 def look(folder: Path) -> dict[str, int]:
     """Exit codes of every command that looks at a run folder."""
     elsewhere = folder.parent

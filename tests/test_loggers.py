@@ -50,20 +50,24 @@ def test_the_events_of_a_run_reach_tensorboard(tiny_run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_tools_that_count_steps_get_an_axis_for_each_group_and_one_that_fails_is_left_out(tmp_path, monkeypatch, kind):
-    """The other tool fails at its first row: that is said once, and this one goes on."""
+    """The other tool fails at its first row: that is said once, and this one goes on. Completions make a table."""
     run, broken = Mock(), Mock(**{"log.side_effect": OSError("disk full")})
     (other,) = {"wandb", "trackio"} - {kind}
     modules = {name: Mock(__spec__=1, **{"init.return_value": r}) for name, r in ((kind, run), (other, broken))}
     for name, module in modules.items():
+        module.Table = lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data]
         monkeypatch.setitem(sys.modules, name, module)
     said: list[str] = []
     sinks = Loggers(tiny_config("name=mine", f'log.sinks=["{other}","{kind}"]'), tmp_path, said.append)
     for step in (3, 4):
         sinks([{"event": "arm_step", "arm": "pq", "step": step, "kl": 0.5}, {"event": "alarm"}])
+    completions = [{"by": "pq", "outcome": "wrong"}, {"by": "student", "outcome": "right"}]
+    sinks(completions)
     sinks.close()
     axis = [call.define_metric("pq/kl", step_metric="steps/pq")] if kind == "wandb" else []
     logs = [[*axis, call.log({"pq/kl": 0.5, "steps/pq": step})] for step in (3, 4)]
-    assert run.mock_calls == [*logs[0], *logs[1], call.finish()] and not broken.finish.called
+    assert run.mock_calls == [*logs[0], *logs[1], call.log({"completions": completions}), call.finish()]
+    assert not broken.finish.called
     assert [module.init.call_args.kwargs["name"] for module in modules.values()] == ["mine", "mine"]
     words = "failed and is left out from here on; metrics.jsonl has everything (OSError: disk full)"
     assert said == [f"log.sinks: {other} {words}"]
@@ -147,15 +151,3 @@ def test_the_report_folds_them_by_outcome_and_runs_nothing_hostile(run):
     assert "no answer (hard problems 20)" in page and "teacher: two_problems (teacher texts 20)" in page
     assert OUTCOMES["no answer"][1] in page and "student, outer step 19" not in page  # every third of them
     assert page.count("&lt;script&gt;kept(1)") == 4 * 7 and "<script>kept" not in page and "\u202e" not in page
-
-
-@pytest.mark.parametrize("kind", ["wandb", "trackio"])
-def test_trackers_get_tables(tmp_path, monkeypatch, kind):
-    run = Mock(spec=["log", "finish"])
-    tool = Mock(__spec__=1, Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data])
-    tool.init.return_value = run
-    monkeypatch.setitem(sys.modules, kind, tool)
-    loggers = Loggers(tiny_config(f'log.sinks=["{kind}"]'), tmp_path, pytest.fail)
-    loggers([{"by": "pq", "rloo_step": 3, "outcome": "wrong"}, {"by": "student", "step": 1, "outcome": "right"}])
-    ((table,),) = (logged.args for logged in run.log.call_args_list)
-    assert [row["outcome"] for row in table["completions"]] == ["wrong", "right"]

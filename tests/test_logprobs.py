@@ -5,17 +5,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from helpers import (
     ARCHITECTURES,
-    handmade_rollouts,
     plain_logprobs,
     random_rollouts,
     random_stack,
-    rows_of,
     some_prompts,
     tiny_backbone,
     tiny_model,
@@ -64,8 +63,8 @@ def test_values_and_gradients_are_those_of_the_plain_way(name, chunk, monkeypatc
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_prompt_shared_by_its_completions_is_right_for_each(name):
     """Beyond the sliding window, one-token completions among them, the chunked way of every architecture."""
-    backbone, prompts = tiny_backbone(name), [some_prompts(4, seed=2)[i] for i in (0, 1, 0, 0, 2, 2, 3)]
-    rollouts = handmade_rollouts(prompts, rows_of(random_rollouts(7, seed=1)))
+    backbone, prompts = tiny_backbone(name), [tuple(some_prompts(4, seed=2)[i]) for i in (0, 1, 0, 0, 2, 2, 3)]
+    rollouts = replace(random_rollouts(7, seed=1), prompts=tuple(prompts))
     with torch.no_grad():
         value_B_T = logprobs_of(backbone, None, rollouts, [[0, 1, 2, 3], [4, 5, 6]])
     assert logprobs._heads[backbone] is not None

@@ -8,7 +8,7 @@ from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_proble
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, load_adapter
 from soar.files import read_object
-from soar.loop.evaluate import pass_at_k, summarize
+from soar.loop.evaluate import summarize
 from soar.loop.student import inner_steps
 from soar.loop.write import TeacherError
 from soar.problems.load import read_hard
@@ -122,7 +122,6 @@ def test_evaluations_and_summary(tiny_run):
     budget = {"base": 0, "hard_only": 16, "ps": loop_rollouts, "pq": 16}
     for row in rows:
         assert len(row["correct"]) == row["problems"] == 6
-        assert row["pass_at"]["1"] == pytest.approx(sum(pass_at_k(4, c, 1) for c in row["correct"]) / 6)
         seed = pipeline.seeds.derive(0, "evaluate")
         assert {k: row[k] for k in ("pass_at", "interval_95")} == summarize(row["correct"], config.evaluate, seed)
         arm = summary["arms"][row["arm"]]
@@ -134,9 +133,6 @@ def test_evaluations_and_summary(tiny_run):
         search = searched if row["arm"] in ("ps", "pq") else 0
         assert arm["total_tokens"] == sum(arm["tokens"].values()) == trained + search
         assert (arm["attempts"], arm["student_rollouts"]) == (4, budget[row["arm"]])
-        for k, share in arm["pass_at"].items():
-            low, high = arm["interval_95"][k]
-            assert 0 <= low <= share <= high <= 1
     assert summary["arms"]["pq"]["search_rollouts"] == loop_rollouts
     assert (summary["promotions"], summary["outer_steps"], summary["seed"]) == (2, 2, 0)
     assert set(summary["wall_seconds"]) == {"screen", "loop", "arms", "evaluate"}

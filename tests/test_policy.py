@@ -63,12 +63,6 @@ def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
     assert not any(tensor.any() for tensor in tiny_backbone(adapter="full").new_stack(7).tensors.values())
 
 
-@pytest.mark.parametrize("targets", [("q_projection",), ("lm_head",)])
-def test_targets_that_name_nothing_are_an_error(targets):
-    with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
-        tiny_backbone(target_modules=targets)
-
-
 def test_adapters_of_other_trainers_in_bfloat16_are_float32_here(tmp_path):
     """Half as many bytes in the file; numpy, by which they travel and are named, knows no bfloat16."""
     backbone = tiny_backbone()
@@ -114,10 +108,13 @@ def test_each_thread_uses_its_own_stack(adapter):
 
 
 def test_what_cannot_be_loaded_or_used_is_named(tmp_path):
-    """Rows that do not divide, a tokenizer larger than its model, weights in pickle format, unknown paths and devices."""
+    """Rows that do not divide, targets that name nothing, a tokenizer larger than its model, pickles, paths, a device."""
     backbone, words, model = tiny_backbone(), tiny_tokenizer(), tiny_model("llama")
     with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
         logits_of(backbone, random_stack(backbone, 3), inputs(5))
+    for targets in (("q_projection",), ("lm_head",)):
+        with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
+            tiny_backbone(target_modules=targets)
     model.config.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")

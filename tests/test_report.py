@@ -89,7 +89,7 @@ def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_folders.write_json(folder / "summary.json", summary)
     rows = {name: read_jsonl(folder / f"{name}.jsonl") for name in ("metrics", "questions", "pq")}
     for n, step in enumerate((row for row in rows["metrics"] if row["event"] == "outer_step"), 1):
-        step |= {"reward_mean": 0.1 * n, "best_pass_rate": 0.2 * n, "student_rollouts": 69_120 * n}
+        step |= {"reward_mean": 0.1 * n, "best_pass_rate": 0.2 * n, "student_rollouts": 69_120 * n, "promoted": n == 1}
     for name in ("questions", "pq"):
         for row, text in zip(rows[name], HOSTILE, strict=False):
             row["question"], row["answer"] = text, text

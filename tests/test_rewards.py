@@ -158,36 +158,22 @@ def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question():
     assert [row["answer"] for row in rows[:4]] != ["0", "1", "2", "3"] == sorted(row["answer"] for row in rows[:4])
 
 
-class Paid(ScriptedLoop):
-    """A scripted loop whose baseline's attempts at written questions are recited: question i of a set is KINDS[i]."""
-
-    KINDS = ("half", "never", "once", "always")
-
-    def write(self) -> QuestionSets:
-        question_sets = super().write()
-        sets = [[Problem(p.id, self.KINDS[i], "1") for i, p in enumerate(ps)] for ps in question_sets.problems_G_Q]
-        return QuestionSets(sets, question_sets.rollouts, question_sets.sampled, question_sets.rejected)
-
-
 def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(monkeypatch):
-    log = UpdateLog(datasets=3)
+    """The reward of each of 12 questions against the mean of the 11 others."""
+    log, paid = UpdateLog(datasets=3), [0.5, 0.0, 0.75, 0.0] * 3
     monkeypatch.setattr(teacher, "update", log)
-    recited: Any = Recited()
-    monkeypatch.setattr(teacher, "intrinsic", lambda env, *rest: intrinsic(recited, *rest))
-    keys = ("mode=greedy", "attempts=1", "questions=8")
-    plain = ("teacher.optimizer.normalize_advantages=false", *(f"reward.{key}" for key in keys))
-    loop = Paid(config_of("learnability", "promotion.tau=0.01", *plain), [[[8, 8], [0, 0], [4, 4]]])
+    plain = (
+        "teacher.optimizer.normalize_advantages=false",
+        "reward.mode=greedy",
+        "reward.attempts=1",
+        "reward.questions=8",
+    )
+    loop = ScriptedLoop(config_of("learnability", "promotion.tau=0.01", *plain), [[[8, 8], [0, 0], [4, 4]]])
+    monkeypatch.setattr(loop, "pay", lambda *given: (paid, [0.3125] * 3))
     (event, promotion), _ = loop.step()
-    paid = [0.5, 0.0, 0.75, 0.0]
-    assert event["teacher_reward_G"] == pytest.approx([sum(paid) / 4] * 3)
-    assert event["reward_G"] == [1.0, 0.0, 0.5]
-    assert promotion["dataset"] == 0
-    mean = sum(paid) / 4
-    wanted = [(reward - mean) * 12 / 11 for reward in paid]  # each minus the mean of the 11 others
-    for row in log.advantages[0].tolist():
-        assert row == pytest.approx(wanted, abs=1e-6)
-    assert recited.asked[0]["stack"].tensors["skill"].item() == 0.0  # the baseline before the promotion
-    assert event["student_rollouts"] == 3 * 2 * 8 + 8 + 12 * 4
+    assert (event["teacher_reward_G"], event["reward_G"], promotion["dataset"]) == ([0.3125] * 3, [1.0, 0.0, 0.5], 0)
+    wanted = [(reward - 0.3125) * 12 / 11 for reward in paid]
+    assert log.advantages[0].flatten().tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_reasoning(env):
