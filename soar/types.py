@@ -54,6 +54,10 @@ class Verdict(str, Enum):
     def solved(self) -> bool:
         return self is Verdict.CORRECT
 
+    @property
+    def judged(self) -> bool:
+        return self not in (Verdict.UNSCORABLE, Verdict.TIMEOUT, Verdict.CRASHED)
+
 
 class Verdicts(list[Verdict]):
     """Verdicts of completions. scores: what a reward function gave for each, empty where there is no such function."""

@@ -152,11 +152,11 @@ def test_vendi_score_counts_kinds():
     assert step_vendi(["x" * 1_000_000, "\ud800\x00\u202e"]) == pytest.approx(2.0, abs=0.1)
 
 
-def step(number: int = 5, clipped: float = 0.1, student_gap: float | None = 0.001, **changes: Any) -> dict[str, Any]:
-    """The event of a healthy step, with changes; `clipped` and `student_gap` are of its students."""
+def step(number: int = 5, clipped=0.1, student_gap: float | None = 0.001, lost=0.0, **changes: Any) -> dict[str, Any]:
+    """The event of a healthy step, with changes; `clipped`, `student_gap` and `lost` are of its students."""
     event = {"event": "outer_step", "step": number, "reward_G": [0.1, 0.2, None], "reward_mean": 0.15, "vendi": 12.0}
     event |= {"distinct_share": 0.9, "sampled": 20, "rejected": {"truncated": 2}, "teacher_logprob_gap": 0.001}
-    students = {"completions/clipped_ratio": clipped, "logprob_gap": student_gap}
+    students = {"completions/clipped_ratio": clipped, "logprob_gap": student_gap, "not_judged": lost}
     return {**event, "teacher_grad_norm": 0.5, "student_last": students, **changes}
 
 
@@ -168,6 +168,7 @@ GAP = alarms.LOGPROB_GAP
 CONDITIONS = {
     "teacher collapse": ({"distinct_share": alarms.DISTINCT_SHARE - 0.01}, {"distinct_share": alarms.DISTINCT_SHARE}),
     "truncation": ({"clipped": 0.51}, {"clipped": 0.5}),
+    "not judged": ({"lost": 0.51}, {"lost": 0.5}),
     "teacher truncation": ({"rejected": {"truncated": 11}}, {"rejected": {"truncated": 10}}),
     "log-prob gap of the teacher": ({"teacher_logprob_gap": GAP * 1.01}, {"teacher_logprob_gap": GAP}),
     "log-prob gap of the students": ({"student_gap": GAP * 1.01}, {"student_gap": GAP}),

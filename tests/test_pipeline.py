@@ -21,7 +21,7 @@ from soar.types import Problem, Screening
 
 INNER = {
     "reward_mean", "pass_rate", "frac_all_wrong", "frac_all_right", "frac_mixed", "frac_reward_zero_std", "kl",
-    "completions/mean_length", "completions/clipped_ratio", "logprob_gap", "grad_norm", "tokens",
+    "completions/mean_length", "completions/clipped_ratio", "logprob_gap", "grad_norm", "tokens", "not_judged",
 }  # fmt: skip
 
 

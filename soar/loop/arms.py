@@ -343,7 +343,7 @@ def usable(
 ) -> tuple[list[Problem], dict[str, int]]:
     """Problems that fit in the context and whose gold answer can be graded; how many are left out, by reason.
 
-    The first five of each are named by say.
+    The first five of each are named by say. Raises ConfigError where the verifier fails at every gold answer.
     """
     sampling, context = config.student.sampling, env.backbone.context
     kept = [problem for problem in problems if env.room(problem, sampling)]
@@ -352,6 +352,9 @@ def usable(
         sizes = f"prompt {len(env.prompt(problem))} + completion {sampling.max_tokens} > context {context} tokens"
         say(f"left out: {Dropped('prompt too long', sizes, where=problem.id)}")
     verdicts = env.verifier.check_golds([p.answer for p in kept], columns_of(kept))
+    if kept and not any(verdict.judged for verdict in verdicts) and (error := env.verifier.last_error):
+        says = f"the verifier {env.verifier.name!r} failed at each of the {len(kept):,} gold answers"
+        raise ConfigError(f"{says}, the last: {error}; mend it, soar check shows what it is given")
     bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")

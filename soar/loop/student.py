@@ -206,6 +206,7 @@ def step_metrics(batch: RolloutBatch, stats: UpdateStats) -> list[Metrics]:
         "pass_rate": batch.pass_rate_P(),
         "tokens": length_P_B.sum(1),
         "completions/mean_length": length_P_B.float().mean(1),
+        "not_judged": torch.tensor([not verdict.judged for verdict in batch.verdicts]).view(P, -1).float().mean(1),
         "completions/clipped_ratio": (~batch.rollouts.ended_B).view(P, -1).float().mean(1),
         "kl": stats.kl_P,
         "logprob_gap": stats.gap_P,

@@ -20,6 +20,7 @@ from soar.loop.evaluate import sign_flip_p
 DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
 DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share of the first step's
 TRUNCATED_SHARE = 0.5  # more completions cut off than this share
+LOST_SHARE = 0.5  # more attempts without a verdict than this share
 LOGPROB_GAP = 0.1  # nats per token; rounding of bfloat16 gives up to about 0.03
 CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step was rewarded
 LOST = 0.05  # p of an arm's fall
@@ -118,6 +119,9 @@ def _conditions(event: Row, first: Row) -> Iterator[tuple[str, str]]:
     share = students.get("completions/clipped_ratio") or 0.0
     if share > TRUNCATED_SHARE:
         yield "truncation", TEXTS["completions"].format(share)
+    lost = students.get("not_judged") or 0.0
+    if lost > LOST_SHARE:
+        yield "not judged", TEXTS["lost"].format(lost)
     for who, gap in (("teacher", event.get("teacher_logprob_gap")), ("students", students.get("logprob_gap"))):
         if gap is not None and gap > LOGPROB_GAP:
             yield f"log-prob gap of the {who}", TEXTS["gap"].format(gap)
