@@ -52,30 +52,20 @@ def test_too_few_problems(tmp_path, count, status, advice):
     assert finding.status == status and advice in finding.advice
 
 
-def test_golds_that_do_not_grade_are_listed(tmp_path, monkeypatch):
-    config = tiny_config("problems.verifier=number")
-    bad = [Problem("b1", "q", "ba"), Problem("b2", "r", "\x1b[31mba")]
-    finding = check_golds(config, [*NUMBERS, *bad])
-    assert finding.status == "warning"
-    assert finding.message == "8 of 10 gold answers grade as correct by 'number' (80.00%)"
-    assert finding.details == ("b1: unscorable: 'ba'", r"b2: unscorable: '\x1b[31mba'")
-    assert check_golds(config, NUMBERS).status == "ok"
-    math, words = tiny_config("problems.verifier=math"), [Problem("w", "q", "isosceles triangle")]
-    texts = check_golds(math, [*NUMBERS, *words])
-    assert texts.status == "ok" and texts.details == ("as text: w: 'isosceles triangle'",)
-    assert "1 of them (11.11%) can only be compared as text, and are left out of a hard set" in texts.message
-    assert check_golds(math, [*NUMBERS[:3], *words]).status == "FAIL"
-    kept = tiny_config("problems.verifier=math", "screen.text_golds=true")
-    assert check_golds(kept, [*NUMBERS[:3], *words]).status == "ok"
-    assert check_golds(config, [*NUMBERS[:3], *bad]).status == "FAIL"
+@pytest.mark.parametrize(("overrides", "golds", "status", "message", "details"), cases("check", "golds"))
+def test_golds_that_do_not_grade_are_listed(overrides, golds, status, message, details):
+    problems = [Problem(f"p{i}", f"q{i}", gold) for i, gold in enumerate(golds)]
+    finding = check_golds(tiny_config(*overrides), problems)
+    assert (finding.status, list(finding.details)) == (status, details) and message in finding.message
+
+
+def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypatch):
     function = tmp_path / "by_level.py"
     function.write_text("def grade(completions, level, question, **_):\n    return [float(level[0] == 'easy')]\n")
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard"])]
     by_level = check_golds(tiny_config(f"problems.verifier={function}:grade"), levels)
     assert by_level.details == ("4: wrong: '1'",)
     assert "; reward function of the shape TRL, texts" in by_level.message
-    missing = check_golds(tiny_config("problems.verifier=none.py:f"), NUMBERS)
-    assert missing.status == "FAIL" and "no file none.py" in missing.message
     monkeypatch.setattr(forecast, "GOLD_SECONDS", -1.0)
     monkeypatch.setattr(forecast, "GOLD_BATCH", 4)
     bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]

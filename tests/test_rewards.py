@@ -5,13 +5,12 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import ROOT, random_stack
-from loop_helpers import ScriptedLoop, UpdateLog, easy_problems, rollouts_of, skills, tiny_config
+from helpers import ROOT, WordChecker, random_stack
+from loop_helpers import Says, ScriptedLoop, UpdateLog, easy_problems, rollouts_of, tiny_config
 from tables import cases
 from world_text import ANSWER_MARK
 
@@ -19,7 +18,7 @@ from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig, load
 from soar.loop import teacher
 from soar.loop.population import Population
-from soar.loop.rewards import answer_marks, deal, grounded, intrinsic, likelihood, success_rates
+from soar.loop.rewards import answer_marks, deal, grounded, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, student_reward
 from soar.loop.teacher import Measurement, OuterLoop, new_state
 from soar.loop.write import QuestionSets
@@ -75,66 +74,32 @@ def test_student_reward():
         answer_marks(PromptFormat("mine", "marker", "", ""))
 
 
-ANSWERS = {
-    "never": "2234", "always": "1111", "half": "1122", "once": "1-34", "silent": "----", "unscorable": "1111",
-}  # fmt: skip
-"""Question -> what four attempts of the baseline say (-: nothing); the written answer is always 1."""
-
-
-class Recited:
-    """An env with a baseline student whose attempts are recited from ANSWERS; `asked` holds the calls."""
-
-    def __init__(self) -> None:
-        self.threads = 1
-        self.asked: list[dict[str, Any]] = []
-        self.backbone, self.verifier = None, VerifierPool("exact", answer_style="marker")
-
-    def rollout(
-        self, stack: Any, problems_P_Q: list[list[Problem]], attempts: int, seed_P: Any, sampling: Any, **more: Any
-    ) -> Any:
-        (problems,) = problems_P_Q
-        self.asked.append({"stack": stack, "seeds": seed_P})
-        said = [None if answer == "-" else answer for p in problems for answer in ANSWERS[p.question]]
-        checked = self.verifier.check_answers(said, [p.answer for p in problems for _ in range(attempts)])
-        names = [p.question for p in problems for _ in range(attempts)]
-        verdicts = [Verdict.UNSCORABLE if n == "unscorable" else v for n, v in zip(names, checked, strict=True)]
-        texts = ["thinking" if answer is None else f"so <ans> {answer}" for answer in said]
-        shape = (1, len(problems), attempts)
-        solved = torch.tensor([v.solved for v in verdicts]).view(shape)
-        valid = torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape)
-        rollouts: Any = SimpleNamespace(texts=lambda backbone: texts, length_B=torch.ones(len(texts)))
-        failed_P = torch.zeros(1, dtype=torch.bool)
-        return RolloutBatch(problems_P_Q, 1.0, rollouts, verdicts, solved.float(), solved, valid, failed_P)
-
-
-def lessons_of(*sets: list[str]) -> QuestionSets:
-    problems = [[Problem(f"{k}-{i}", q, "1") for i, q in enumerate(names)] for k, names in enumerate(sets)]
-    return QuestionSets(problems, None, 6, {})  # type: ignore[arg-type]
-
-
 def config_of(reward: str, *more: str) -> Config:
     return tiny_config(f"teacher.reward={reward}", "intrinsic.attempts=4", *more)
 
 
-SETS = (["never", "always", "half"], ["once", "silent", "unscorable"])
-
-
-def test_known_attempts_give_the_known_learnability():
-    env: Any = Recited()
-    baseline = skills([0.0])
-    reward_Q, reward_G, measured = intrinsic(env, baseline, 3, lessons_of(*SETS), config_of("learnability"))
-    assert reward_Q == [0.0, 0.0, 0.5, 0.75, 0.0, None]  # success rates 0, 1, 1/2, 1/4, 0, unknown
-    assert reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and measured.count == 24
-    (call,) = env.asked
-    assert call["stack"] is baseline and call["seeds"] == [seeds.derive(0, "intrinsic", 3)]
-    batch = env.rollout(None, [[Problem(q, q, "1") for q in ANSWERS]], 4, [0], None)
-    assert success_rates(batch) == [0.0, 1.0, 0.5, 0.25, 0.0, None]
+def test_known_attempts_give_the_known_learnability(env):
+    """What four attempts say at each of six questions (-: nothing), of which the last one has no gold answer."""
+    said = ["" if answer == "-" else answer for answer in "2234111111221-34----1111"]
+    problems = [replace(problem, answer=gold) for problem, gold in zip(easy_problems(6), "11111?", strict=True)]
+    question_sets = QuestionSets([problems[:3], problems[3:]], None, 6, {})  # type: ignore[arg-type]
+    loop = ScriptedLoop(config := config_of("learnability"), [])
+    loop.env = RolloutEnv(env.backbone, Says(env.backbone, said), env.fmt, WordChecker())  # type: ignore[arg-type]
+    loop.env.rollout = rollout = Mock(wraps=loop.env.rollout)
+    loop.state.step = 3
+    reward_Q, reward_G = loop.pay(question_sets, Measurement([0.5, 0.5], [None, None], 0.0, []))
+    assert reward_Q == [0.0, 0.0, 0.5, 0.75, 0.0, None]
+    assert reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and loop.state.student_rollouts == 24
+    asked, _, _, place, _ = rollout.call_args.args
+    assert asked is loop.state.baseline and place == [seeds.derive(0, "intrinsic", 3)]
+    rates = success_rates(rollout(asked, [problems], 4, place, config.student.sampling))
+    assert rates == [0.0, 1.0, 0.5, 0.25, 0.0, None]
 
 
 @pytest.mark.parametrize("reward", ["grounded", "shuffled", "none"])
 def test_grounded_rewards_are_the_measured_improvement(reward):
     loop = ScriptedLoop(config_of(reward), [])
-    paid = loop.pay(lessons_of(*SETS), Measurement([0.5, None], [None, None], 0.0, []))
+    paid = loop.pay(QuestionSets([], None, 0, {}), Measurement([0.5, None], [None, None], 0.0, []))
     assert paid == (([], [None, None]) if reward == "none" else ([0.5, None], [0.5, None]))
     assert loop.state.student_rollouts == 0
 

@@ -68,11 +68,13 @@ class Attempted:
         return SimpleNamespace(solved_P_Q_N=solved_Q_N[None], valid_P_Q_N=valid_P_Q_N, rollouts=rollouts)
 
 
-def screened(path: Path, env: Any, problems: list[Problem], *overrides: str, resume: bool = False) -> Any:
-    """(found, rows of the file, items told to the progress) of a screening by `env`."""
+def screened(
+    path: Path, env: Any, problems: list[Problem], *overrides: str, resume: bool = False, told: Any = None
+) -> Any:
+    """(found, rows of the file, items told to the progress, which is another one where `told` is given) of a screening."""
     config, done = tiny_config("screen.attempts=100", "screen.max_successes=0", *overrides), []
     with RunFolder(path, config, [], resume) as folder:
-        found = screen(env, problems, config, folder, {"model": "m"}, lambda *items: done.append(items))
+        found = screen(env, problems, config, folder, {"model": "m"}, told or (lambda *items: done.append(items)))
         return found, folder.rows("hard/screen.jsonl"), done
 
 
@@ -105,35 +107,24 @@ def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(tm
     """With the sampler's own steps between two looks, and progress that moves inside a call."""
     monkeypatch.setattr(screening, "ROWS_CPU", (16, 16))
     env, problems = tiny_examiner(tiny_backbone()), some_problems(4)
-    config = tiny_config("screen.attempts=20", "student.sampling.max_tokens=6")
-    seen: list[tuple[int, int]] = []
+    keys = ("screen.attempts=20", "student.sampling.max_tokens=6")
+    seen, calls, real = list[tuple[int, int]](), list[int](), env.sampler.sample
 
     def told(done: int, total: int) -> None:
         seen.append((done, total))
         if len(calls) == 2 and done > 16:  # the second call is on its way
             raise Stopped("enough", "")
 
-    calls: list[int] = []
-    real = env.sampler.sample
-
-    def sample(*arguments: Any) -> Any:
-        calls.append(len(seen))
-        return real(*arguments)
-
-    def run(folder: RunFolder) -> dict[str, Screening]:
-        return screen(env, problems, config, folder, {"model": "m"}, told)
-
-    monkeypatch.setattr(env.sampler, "sample", sample)
-    with RunFolder(tmp_path / "cut", config, []) as folder, pytest.raises(Stopped):
-        run(folder)
+    monkeypatch.setattr(env.sampler, "sample", lambda *given: calls.append(len(seen)) or real(*given))
+    with pytest.raises(Stopped):
+        screened(tmp_path / "cut", env, problems, *keys, told=told)
     assert len(calls) == 2 and len(seen) == calls[1] + 1, "the stop came with the first token of the second call"
     assert len({done for done, _ in seen if 0 < done < 16}) > 2, "progress moved inside of the first call"
     assert len(read_jsonl(tmp_path / "cut" / EVIDENCE)) == 3  # the header and the first call
-    with RunFolder(tmp_path / "cut", config, [], resume=True) as folder:
-        resumed = run(folder)
+    resumed, *_ = screened(tmp_path / "cut", env, problems, *keys, resume=True)
     monkeypatch.setattr(screening, "ROWS_CPU", (512, 512))
-    with RunFolder(tmp_path / "large", config, []) as folder:
-        assert run(folder) == resumed, "the counts do not depend on the size of the calls"
+    large, *_ = screened(tmp_path / "large", env, problems, *keys)
+    assert large == resumed, "the counts do not depend on the size of the calls"
 
 
 def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_path):

@@ -23,31 +23,16 @@ CHANGES = ("teacher.steps=2", "arms.save_steps=100")
 SETS = sets(*TINY, *CHANGES)
 
 
-def signal_at(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
-    """This process gets a signal while it works on the named stage for the first time."""
-    sent: list[bool] = []
+def signal_at(patch: pytest.MonkeyPatch, owner: Any, attribute: str, number: int) -> None:
+    """This process gets a signal at the first call of a function."""
+    real, sent = getattr(owner, attribute), list[None]()
 
-    def watch(owner: Any, attribute: str, stage: str) -> None:
-        real = getattr(owner, attribute)
+    def watched(*args: Any, **more: Any) -> Any:
+        if not sent:
+            sent.append(os.kill(os.getpid(), number))
+        return real(*args, **more)
 
-        def watched(*args: Any, **more: Any) -> Any:
-            if stage == where and not sent:
-                sent.append(True)
-                os.kill(os.getpid(), number)
-            return real(*args, **more)
-
-        monkeypatch.setattr(owner, attribute, watched)
-
-    watch(pipeline.OuterLoop, "step", "loop")
-    watch(pipeline, "count_correct", "evaluate")
-    watch(screening, "screen_call", "screen")
-    real_arms = pipeline.arms.train_arms
-
-    def arms(*args: Any) -> Any:
-        watch(student, "update", "arms")
-        return real_arms(*args)
-
-    monkeypatch.setattr(pipeline.arms, "train_arms", arms)
+    patch.setattr(owner, attribute, watched)
 
 
 @pytest.fixture(autouse=True)
@@ -63,15 +48,15 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(tmp_path,
     out = tmp_path / "a run"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     command = f"soar run --out '{out}' --resume"
-    for where, number, stage, step, arm_steps in (
-        ("screen", signal.SIGTERM, "loop", 0, 0),
-        ("loop", signal.SIGHUP, "loop", 1, 0),
-        ("evaluate", signal.SIGINT, "arms", 2, 0),  # of what is final when the loop ends
-        ("arms", signal.SIGQUIT, "arms", 2, 1),
+    for owner, called, number, stage, step, arm_steps in (
+        (screening, "screen_call", signal.SIGTERM, "loop", 0, 0),
+        (pipeline.OuterLoop, "step", signal.SIGHUP, "loop", 1, 0),
+        (pipeline, "count_correct", signal.SIGINT, "arms", 2, 0),  # of what is final when the loop ends
+        (student, "update", signal.SIGQUIT, "arms", 2, 1),
     ):
         words = ["--resume"] if out.exists() else ["tiny", *SETS]
         with monkeypatch.context() as patch:
-            signal_at(patch, where, number)
+            signal_at(patch, owner, called, number)
             assert main(["run", "--out", str(out), *words]) == 128 + number
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
         error = capsys.readouterr().err

@@ -177,28 +177,26 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
     folder, _, run = finished
     out, extra = folder / "out", list(TINY)
     nothing = Copies(run, fails=("grounded-seed2", "learnability-seed2"))
-    with pytest.raises(StudyError, match="holds a study; give --resume"):
-        run_study(toy(tmp_path), out, extra, run_cell=nothing)
-    with pytest.raises(StudyError, match=r"begun as another study:\n  extra"):
-        run_study(toy(tmp_path), out, [*extra, "teacher.steps=3"], resume=True, run_cell=nothing)
-    fewer = toy(tmp_path, TOY.replace("[0, 1]", "[0]"))
-    with pytest.raises(StudyError, match=r"seeds: \[1\] left out"):
-        run_study(fewer, out, extra, resume=True, run_cell=nothing)
+
+    def refused(out: Path, message: str, text: str = TOY, *more: str, resume: bool = True) -> None:
+        with pytest.raises(StudyError, match=message):
+            run_study(toy(tmp_path, text), out, [*extra, *more], resume=resume, run_cell=nothing)
+
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
-    with pytest.raises(StudyError, match="not empty and holds no study"):
-        run_study(toy(tmp_path), tmp_path / "other", extra, run_cell=nothing)
-    assert nothing.ran == []
+    refused(tmp_path / "other", "not empty and holds no study", resume=False)
+    refused(out, "holds a study; give --resume", resume=False)
+    refused(out, r"begun as another study:\n  extra", TOY, "teacher.steps=3")
+    refused(out, r"begun as another study:\n  primary", TOY.replace('only", 4]', 'only", 1]'))
+    refused(out, r"seeds: \[1\] left out", TOY.replace("[0, 1]", "[0]"))
     for seeds in ("5", '[null, "x", [1]]'):
         shutil.copytree(out, tmp_path / seeds)
         (tmp_path / seeds / "definition.json").write_text(f'{{"seeds": {seeds}}}')
-        with pytest.raises(StudyError, match=r"seeds: \[.*\] left out"):
-            run_study(toy(tmp_path), tmp_path / seeds, extra, resume=True, run_cell=nothing)
-    with pytest.raises(StudyError, match=r"begun as another study:\n  primary"):
-        run_study(toy(tmp_path, TOY.replace('only", 4]', 'only", 1]')), out, extra, resume=True, run_cell=nothing)
-    with monkeypatch.context() as patch, pytest.raises(StudyError, match=r"begun as another study:\n  recipe_sha256"):
+        refused(tmp_path / seeds, r"seeds: \[.*\] left out")
+    with monkeypatch.context() as patch:
         patch.setattr(study_room, "sha256_of", lambda recipe: "another file")
-        run_study(toy(tmp_path), out, extra, resume=True, run_cell=nothing)
+        refused(out, r"begun as another study:\n  recipe_sha256")
+    assert nothing.ran == []
     more = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]"))
     said = list[str]()
     results = run_study(more, out, extra, resume=True, say=said.append, run_cell=nothing)
