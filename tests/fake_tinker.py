@@ -8,13 +8,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from helpers import handmade_rollouts
+from helpers import handmade_rollouts, logprobs_of
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from soar.config import OptimizerConfig, SamplingConfig
-from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
 from soar.engine.rollouts import Request, Rollouts
 from soar.engine.sampler import NativeSampler
@@ -33,14 +32,6 @@ def rows_of(data: list[Any]) -> tuple[Rollouts, Tensor, Tensor]:
     given_B_T = pad_sequence([torch.tensor(given["logprobs"]) for given in inputs], batch_first=True)
     advantage_B_T = pad_sequence([torch.tensor(given["advantages"]) for given in inputs], batch_first=True)
     return rows, given_B_T, advantage_B_T
-
-
-def logprobs_of(backbone: Backbone, stack: AdapterStack | None, rows: Rollouts) -> Tensor:
-    """Log-probability [B, T] of every token, with its graph."""
-    torch.set_num_threads(1)  # this may be another thread
-    packed = pack(backbone, rows, [list(range(rows.rows))])
-    chosen_R_T = token_logprobs(backbone, stack, packed, 1.0)
-    return torch.zeros(chosen_R_T.shape).index_copy(0, packed.row_R, chosen_R_T)
 
 
 class Training:

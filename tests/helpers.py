@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from soar.config import ModelConfig
+from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
 from soar.engine.sampler import NativeSampler
@@ -115,6 +116,15 @@ def plain_logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int],
     ids = torch.tensor([[*prompt, *completion]])
     logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / temperature
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def logprobs_of(
+    backbone: Backbone, stack: AdapterStack | None, rollouts: Rollouts, rows_P: Any = None, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability [B, T] of every token, with its graph. rows_P: rows of each policy; None: of one, all of them."""
+    torch.set_num_threads(1)  # this may be another thread
+    packed = pack(backbone, rollouts, rows_P or [list(range(rollouts.rows))])
+    return token_logprobs(backbone, stack, packed, temperature)[packed.row_R.argsort()]
 
 
 def logits_of(backbone: Backbone, stack: AdapterStack | None, ids: Tensor) -> Tensor:

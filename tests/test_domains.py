@@ -196,14 +196,13 @@ def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
 C, W = Verdict.CORRECT, Verdict.WRONG
 
 
-@pytest.mark.parametrize(("answer", "gold", "verdict"), [*cases("science", "quantity"), ("9" * 500, "3 m", "wrong")])
-def test_quantities(answer, gold, verdict):
-    assert compare_quantities(answer, gold).value == verdict
+COMPARED = [(compare_quantities, *case) for case in (*cases("science", "quantity"), ("9" * 500, "3 m", "wrong"))]
+COMPARED += [(compare, *case) for case in cases("procedural", "compared")]
 
 
-@pytest.mark.parametrize(("answer", "gold", "verdict"), cases("procedural", "compared"))
-def test_comparison(answer, gold, verdict):
-    assert compare(answer, gold).value == verdict
+@pytest.mark.parametrize(("comparison", "answer", "gold", "verdict"), COMPARED)
+def test_comparison(comparison, answer, gold, verdict):
+    assert comparison(answer, gold).value == verdict
 
 
 def test_reading():

@@ -10,36 +10,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import (
-    ARCHITECTURES,
-    plain_logprobs,
-    random_rollouts,
-    random_stack,
-    some_prompts,
-    tiny_backbone,
-    tiny_model,
-)
+from helpers import ARCHITECTURES, logprobs_of, plain_logprobs, random_rollouts, random_stack, tiny_backbone, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
 from soar.engine import attention, logprobs
 from soar.engine.attention import Packed, grouped_attention
-from soar.engine.logprobs import pack, token_logprobs
-from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts
-
-
-def logprobs_of(
-    backbone: Backbone,
-    stack: AdapterStack | None,
-    rollouts: Rollouts,
-    rows_P: list[list[int]],
-    temperature: float = 1.0,
-) -> Tensor:
-    """Rows in the order of the rollouts."""
-    packed = pack(backbone, rollouts, rows_P)
-    value_R_T = token_logprobs(backbone, stack, packed, temperature)
-    return value_R_T[packed.row_R.argsort()]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +39,8 @@ def test_values_and_gradients_are_those_of_the_plain_way(name, chunk, monkeypatc
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_prompt_shared_by_its_completions_is_right_for_each(name):
     """Beyond the sliding window, one-token completions among them, the chunked way of every architecture."""
-    backbone, prompts = tiny_backbone(name), [tuple(some_prompts(4, seed=2)[i]) for i in (0, 1, 0, 0, 2, 2, 3)]
-    rollouts = replace(random_rollouts(7, seed=1), prompts=tuple(prompts))
+    backbone, rollouts = tiny_backbone(name), random_rollouts(7, seed=1)
+    rollouts = replace(rollouts, prompts=tuple(rollouts.prompts[i] for i in (1, 3, 1, 1, 2, 2, 0)))
     with torch.no_grad():
         value_B_T = logprobs_of(backbone, None, rollouts, [[0, 1, 2, 3], [4, 5, 6]])
     assert logprobs._heads[backbone] is not None
