@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from helpers import ROOT
 from loop_helpers import TINY, outcome, sets
 from run_folders import change
 from tables import cases
@@ -91,12 +92,12 @@ def test_input(tiny_run, tmp_path, monkeypatch, capsys, steps, command, code, wo
 
 
 def test_the_table_is_whole():
-    """Every number of the list has a row, and every test that a row names is there."""
+    """Every number of the list has a row, and every test that a row or a page names is there."""
     assert {int(row[1]) for row in TABLE if row[1].isdigit()} == set(range(1, 109))
-    for row in TABLE:
-        if len(row) == 4:
-            file, _, name = row[3].partition("::")
-            assert f"\ndef {name}(" in (Path(__file__).parent / f"{file}.py").read_text("utf-8"), row
+    pages = "\n".join(path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md"))
+    for place in (*(row[3] for row in TABLE if len(row) == 4), *re.findall(r"\btest_\w+::test_\w+", pages)):
+        file, _, name = place.partition("::")
+        assert f"\ndef {name}(" in next((ROOT / "tests").rglob(f"{file}.py")).read_text("utf-8"), place
 
 
 def test_a_folder_of_ones_own_is_trusted_by_the_option(run, tmp_path, monkeypatch):
