@@ -1,6 +1,6 @@
 """The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
 
-    python benchmarks/engine.py [--out FILE] [--toy] [--profile] [--only SECTION ...] [--seconds N] [--low-rank WAY ...]
+    python benchmarks/engine.py [--out FILE] [--toy] [--profile] [--only SECTION ...] [--seconds N]
 
 Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
@@ -11,10 +11,9 @@ base weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO
 RLOOTrainer on the same work, one student, two steps measured, times 16 x 10, with `generate` and with its continuous
 batching. tails: rows whose lengths differ as in the pilot on MATH (a third of them cut off), against full ones. screen:
 screening, grading aside, against the sampler alone. few: a decoding step with few policies and rows at the Qwen2.5-1.5B
-shape, and its low-rank products alone (`engine_few.py`). vllm: `engine_vllm.py` at the 0.5B shape. --profile: where the
-device's time goes in an update, in sampling with many adapters, and in a step of `few`. --toy: tiny shapes, any device, to
-see that the script runs. --seconds: no section begins later. --low-rank: the ways that `few` compares. Every section is
-written to FILE when it ends, with the figures of docs/performance.md by name (`summary`).
+shape (`engine_few.py`). vllm: `engine_vllm.py` at the 0.5B shape. --profile: where the device's time goes in an update, in
+sampling with many adapters, and in a step of `few`. --toy: tiny shapes, any device, to see that the script runs. --seconds:
+no section begins later. Every section is written to FILE when it ends, with the figures of docs/performance.md by name.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from engine_few import WAYS, bench_few
+from engine_few import bench_few
 from engine_generate import bench_batching, bench_generate
 from engine_models import (
     SHAPES,
@@ -258,7 +257,7 @@ def summary(rows: list[Row]) -> Row:
         "inner_vs_trl": min(trl) / inner if trl and inner else None,
         "decode_vs_vllm": one("vllm", "decode_vs_vllm"),
         "adapters_64_vs_1": next((row["slower_than_1"] for row in rows if row["what"] == "64 adapters"), None),
-        "decode_few": {row["way"]: row["decode_few"] for row in rows if "decode_few" in row} or None,
+        "decode_few": {row["what"]: row["decode_few"] for row in rows if "decode_few" in row} or None,
         "tails_vs_full": one("tails", "tails_vs_full"),
         "screen_vs_sampler": one("screen", "screen_vs_sampler"),
     }
@@ -419,7 +418,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--low-rank", nargs="+", choices=WAYS, default=list(WAYS), help="of section few")
     arguments = parser.parse_args()
     globals()["PROFILE"] = arguments.profile
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
@@ -451,7 +449,7 @@ def main() -> None:
         "trl": lambda: bench_trl(arguments.toy, rows),
         "tails": lambda: bench_tails(arguments.toy),
         "screen": lambda: bench_screen(arguments.toy),
-        "few": lambda: bench_few(arguments.toy, ceiling, arguments.low_rank, profiled),
+        "few": lambda: bench_few(arguments.toy, ceiling, profiled),
         "vllm": lambda: bench_vllm("toy" if arguments.toy else "0.5b"),
     }
     run_sections(arguments, sections, head, rows)
