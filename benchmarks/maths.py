@@ -3,8 +3,7 @@
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
 python benchmarks/maths.py --practice POOL.jsonl FILE.jsonl       the easier ones of the third kill test
-python benchmarks/maths.py --study runs/maths/study.json          writes docs/results/maths.json from a study
-python benchmarks/maths.py --counts docs/results/maths-votes.jsonl    the same from counts of runs
+python benchmarks/maths.py --counts docs/results/maths-votes.jsonl    writes docs/results/maths.json
 
 POOL.jsonl: problems of the MATH test split with the ids math-test/N, N their place in it.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import fisher_exact, pearsonr, t, ttest_1samp
 
-from soar.loop.evaluate import clopper_pearson, over_seeds, paired_over_seeds, pass_at_k
+from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -29,8 +27,13 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, and cut off in at most this share of them
-VARIANTS = {"soar": "", "untrained": "select_only_", "written": "as_written_", "cheaper": ""}
-KEPT = ("pass_at", "interval_95", "total_tokens", "seeds")
+VARIANTS = {
+    "soar": "",
+    "untrained": "select_only_",
+}  # cells of study maths -> what stands before the names of their arms
+COMPARED = [("pq", "hard_only"), ("ps", "hard_only"), ("pq", "select_only_pq"), ("ps", "select_only_ps"),
+            ("select_only_pq", "hard_only"), ("hard_only", "base")]  # fmt: skip
+PRIMARY = ("pq", "hard_only", "32")
 
 
 def write_problems(name: str, folder: Path, pool: Path, out: Path) -> None:
@@ -55,42 +58,37 @@ def practice(folder: Path) -> list[dict[str, Any]]:
     return [row for row in screened if 0.1 <= row["successes"] / row["attempts"] < 0.7 and cut_off(row) <= 0.2]
 
 
-def from_study(study: Path, out: Path) -> None:
-    results = json.loads(study.read_text(encoding="utf-8"))
-    arms = {}
-    for row in results["arms"]:
-        at = row["pass_at"].items()
-        means, intervals = ({k: entry[key] for k, entry in at} for key in ("mean", "interval_95"))
-        name = VARIANTS[row["variant"]] + row["arm"]
-        arms[name] = dict(zip(KEPT, (means, intervals, row["total_tokens"], len(row["seeds"])), strict=True))
-    document = {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(results["seeds"]), "arms": arms}
-    out.write_text(json.dumps({**document, "comparisons": results["comparisons"]}, indent=1) + "\n", encoding="utf-8")
-
-
 def document(counts: Path) -> dict[str, Any]:
-    """Arms over seeds, and pq minus hard_only: every evaluation with its cell's seed and held-out problems."""
-    held, cells_of = dict[str, list[str]](), dict[str, list[str]]()
-    solved: dict[str, dict[str, tuple[int, list[int]]]] = {}
+    """Arms over seeds and their comparisons, from every evaluation with its cell's seed and held-out problems."""
+    held, evaluations = dict[str, list[str]](), dict[str, dict[str, dict[str, Any]]]()
     for row in rows(counts):
-        seed = row["cell"].split("-")[1]
+        variant, seed = row["cell"].split("-")[:2]
         if row["event"] == "cell":
-            held[seed] = row["held_out"]
+            assert held.setdefault(seed, row["held_out"]) == row["held_out"]
         elif row["event"] == "evaluation":
-            solved.setdefault(row["arm"], {})[seed] = row["total_tokens"], row["correct"]
-            cells_of.setdefault(row["arm"], []).append(row["cell"])
+            evaluations.setdefault(VARIANTS[variant] + row["arm"], {})[seed] = row
 
     def values(arm: str, k: int) -> list[dict[str, float]]:
-        of = sorted(solved[arm].items())
-        return [{i: pass_at_k(32, c, k) for i, c in zip(held[seed], given, strict=True)} for seed, (_, given) in of]
+        of = sorted(evaluations[arm].items())
+        return [{i: pass_at_k(32, c, k) for i, c in zip(held[seed], row["correct"], strict=True)} for seed, row in of]
 
     arms = {}
-    for arm, of in solved.items():
+    for arm, of in evaluations.items():
         spread = {str(k): over_seeds(values(arm, k), 0, 2000) for k in (1, 8, 32)}
-        means, intervals = ({k: row[key] for k, row in spread.items()} for key in ("mean", "interval_95"))
-        tokens = float(np.mean([tokens for tokens, _ in of.values()]))
-        arms[arm] = dict(zip(KEPT, (means, intervals, tokens, len(of)), strict=True)) | {"cells": cells_of[arm]}
-    gaps = {str(k): paired_over_seeds(values("pq", k), values("hard_only", k), 0, 2000) for k in (1, 8, 32)}
-    compared = [{"a": "pq", "b": "hard_only", "pass_at": gaps}]
+        arms[arm] = {
+            "pass_at": {k: row["mean"] for k, row in spread.items()},
+            "interval_95": {k: row["interval_95"] for k, row in spread.items()},
+            "total_tokens": float(np.mean([row["total_tokens"] for row in of.values()])),
+            "seeds": len(of),
+            "cells": [row["cell"] for row in of.values()],
+        }
+    compared, family = [], []
+    for a, b in COMPARED:
+        gaps = {str(k): paired_over_seeds(values(a, k), values(b, k), 0, 2000) for k in (1, 8, 32)}
+        compared.append({"a": a, "b": b, "pass_at": gaps})
+        family += [gap for k, gap in gaps.items() if (a, b, k) != PRIMARY]
+    for gap, p in zip(family, holm([gap["p_seeds"] for gap in family]), strict=True):
+        gap["p_adjusted"] = p
     return {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(held), "arms": arms, "comparisons": compared}
 
 
@@ -99,8 +97,6 @@ def main() -> None:
     match sys.argv[1:]:
         case ["--hard" | "--practice" as name, pool, out]:
             write_problems(name, default, Path(pool), Path(out))
-        case ["--study", study]:
-            from_study(Path(study), default / "maths.json")
         case ["--counts", counts]:
             text = json.dumps(document(Path(counts)), indent=1)
             (default / "maths.json").write_text(f"{text}\n", encoding="utf-8")
@@ -113,50 +109,72 @@ def main() -> None:
 
 
 def with_votes(folder: Path) -> None:
-    """SOAR with answers by vote at 4 million tokens; base and ps are from runs of the same seeds that were cut off."""
-    events, solved = rows(folder / "maths-votes.jsonl"), dict[str, list[int]]()
-    pairs = [("pq", other) for other in ("hard_only", "base", "ps")]
-    for seed in (0, 1):
-        own = [row for row in events if row["cell"].startswith(f"soar-seed{seed}")]
-        print(f"answers by vote, seed {seed}")
-        readings(own, pairs, {"pq": ((0, 4), (14, 18)), "hard_only": ((0, 4), (20, 24))})
-        for row in own:
-            if row["event"] == "evaluation":
-                solved.setdefault(row["arm"], []).append(sum(count > 0 for count in row["correct"]))
-    print("solved, by seed: " + ", ".join(f"{arm} {counts}" for arm, counts in solved.items()))
-    steps = Counter((row["cell"], row["arm"]) for row in events if row["event"] == "arm_step")
-    print(f"steps: {dict(steps)}")
-    rewards = [reward for row in events if row["event"] == "outer_step" for reward in row["reward_G"]]
-    print(f"rewards of {len(rewards)} sets, of which the second half are of the finished cells: "
-          f"{100 * min(rewards[12:]):+.1f} to {100 * max(rewards[12:]):+.1f} points")  # fmt: skip
-    over = document(folder / "maths-votes.jsonl")
-    for k, gap in over["comparisons"][0]["pass_at"].items():
-        means = [over["arms"][arm]["pass_at"][k] for arm in ("pq", "hard_only")]
-        t_95, bootstrap = ([round(100 * end, 1) for end in gap[key]] for key in ("interval_95", "bootstrap_95"))
-        print(f"pass@{k} over seeds: pq {means[0]:.2%}, hard_only {means[1]:.2%}, {means[0] / means[1]:.1f} times, "
-              f"difference {100 * gap['difference']:+.1f} points, t {t_95}, bootstrap {bootstrap}")  # fmt: skip
-    held = [set(row["held_out"]) for row in events if row["event"] == "cell"]
-    print(f"held out in both seeds: {len(held[0] & held[1])} of {len(held[0])}")
-    for cell in json.loads((folder / "../../benchmarks/results/h200-maths-profile.json").read_text())["cells"]:
+    """SOAR with answers by vote at 4 million tokens; base and ps of seeds 0 and 1 are from runs that were cut off."""
+    events = rows(folder / "maths-votes.jsonl")
+    evaluations = [row for row in events if row["event"] == "evaluation"]
+    solved, lengths = dict[str, dict[int, int]](), dict[str, dict[int, float]]()
+    for row in evaluations:
+        arm, seed = VARIANTS[row["cell"].split("-")[0]] + row["arm"], int(row["cell"].split("-")[1][-1])
+        n = sum(count > 0 for count in row["correct"])
+        solved.setdefault(arm, {})[seed] = n
+        lengths.setdefault(arm, {})[seed] = row["evaluation_tokens"] / row["attempts"] / row["problems"]
+        low, high = clopper_pearson(n, row["problems"])
+        print(
+            f"{arm}, seed {seed}: {row['total_tokens']:,} tokens ({row['tokens'].get('search', 0):,} search), {n} of "
+            f"{row['problems']} [{low:.1%}, {high:.1%}], {sum(row['correct'])} hits, pass@1 {row['pass_at']['1']:.2%}, "
+            f"{lengths[arm][seed]:.0f} tokens an attempt"
+        )
+    for arm, counts in solved.items():
+        print(f"solved, by seed, {arm}: {[counts[seed] for seed in sorted(counts)]}")
+    for compared in document(folder / "maths-votes.jsonl")["comparisons"]:
+        for k, gap in compared["pass_at"].items():
+            t_95, bootstrap = ([round(100 * end, 1) for end in gap[key]] for key in ("interval_95", "bootstrap_95"))
+            print(f"pass@{k}, {compared['a']} - {compared['b']}: {100 * gap['difference']:+.1f} points, t {t_95}, bootstrap "
+                  f"{bootstrap}, sign flips p {gap['p_seeds']:.2f}, adjusted {gap.get('p_adjusted', 'primary')}")  # fmt: skip
+    over = document(folder / "maths-votes.jsonl")["arms"]
+    for k in ("1", "8", "32"):
+        means = [over[arm]["pass_at"][k] for arm in ("pq", "select_only_pq", "hard_only")]
+        print(f"pass@{k}: " + ", ".join(f"{mean:.2%}" for mean in means) + f", {means[0] / means[2]:.2f} times")
+    practised = [(lengths[arm][s], solved[arm][s]) for arm in ("pq", "select_only_pq") for s in range(4)]
+    apart = np.diff(np.array(practised).reshape(2, 4, 2), axis=0)[0]
+    r, r_apart = (pearsonr(*np.transpose(pairs)).statistic for pairs in (practised, apart))
+    print(
+        f"tokens an attempt and problems solved, eight students: r {r:.2f}; differences within seeds: r {r_apart:.2f}"
+    )
+    reward_twice(events)
+    profile = json.loads((folder / "../../benchmarks/results/h200-maths-profile.json").read_text())
+    for cell in profile["cells"]:
         at, waits = cell["anywhere_on_the_stack"], cell["innermost_line"]["engine/graphs.py:finish:219"]
         shares = (at["engine/sampler.py:sample"], waits, at["engine/update.py:update"])
         shown = [f"{count / cell['samples']:.0%}" for count in shares]
         print(f"{cell['cell']}: {cell['samples'] * cell['every_s']:.0f} s; sampling, waiting in it, update: {shown}")
-    first = {
-        row["cell"]: np.array(row["reward_G"]) for row in events if row["event"] == "outer_step" and not row["step"]
-    }
-    apart = [
-        [first[f"soar-seed{s}{end}"] - first[f"soar-seed{s}{end}"].mean() for s in (0, 1)] for end in ("", "-cut-off")
-    ]
-    once, again = map(np.concatenate, apart)
-    r = float(once @ again / np.sqrt((once @ once) * (again @ again)))
-    free = len(once) - 3  # two means and the slope
-    print(f"rewards of the same 6 sets in two runs, within seeds: correlation {r:.2f}, p "
-          f"{2 * t.sf(abs(r) * np.sqrt(free / (1 - r * r)), free):.2f}")  # fmt: skip
-    judged = [row for row in rows(folder / "maths-votes-questions.jsonl") if row.get("promoted")]
+    judged = [row for row in rows(folder / "maths-votes-questions.jsonl") if "right_by_hand" in row]
     print(
         f"answers of promoted questions right by hand: {sum(row['right_by_hand'] for row in judged)} of {len(judged)}"
     )
+    for name in dict.fromkeys(row["cell"] for row in events if row["event"] == "arm_step"):
+        own = [row for row in events if row["cell"] == name and row["event"] == "arm_step"]
+        for arm in dict.fromkeys(row["arm"] for row in own):
+            steps = [row for row in own if row["arm"] == arm]
+            print(f"{name}, {arm}: {len(steps)} steps")
+            spans(steps, arm, ((0, 4), (len(steps) - 4, len(steps))))
+
+
+def reward_twice(events: list[dict[str, Any]]) -> None:
+    """Rewards of the sets of first steps, which every run of a seed writes alike and trains and measures anew."""
+    first: dict[str, dict[str, list[float]]] = {}
+    for row in events:
+        if row["event"] == "outer_step":
+            variant, seed, *rest = row["cell"].split("-")
+            if not row["step"]:
+                first.setdefault(seed, {})["-".join([variant, *rest])] = row["reward_G"]
+    for runs in (("soar", "untrained"), ("soar", "soar-cut-off"), ("soar-cut-off", "untrained")):
+        both = [[of[run] for run in runs] for of in first.values() if set(runs) <= set(of)]
+        once, again = (np.concatenate([np.array(pair[i]) - np.mean(pair[i]) for pair in both]) for i in (0, 1))
+        r = float(once @ again / np.sqrt((once @ once) * (again @ again)))
+        free = len(once) - len(both) - 1  # a mean for each seed, and the slope
+        p = 2 * t.sf(abs(r) * np.sqrt(free / (1 - r * r)), free)
+        print(f"rewards of the same {len(once)} sets in runs {' and '.join(runs)}, within seeds: r {r:.2f}, p {p:.2f}")
 
 
 def first_run(folder: Path) -> None:
@@ -231,8 +249,8 @@ def third_kill_test(folder: Path) -> None:
     middle = "real after 31 steps"
     pairs = ((middle, "base"), (middle, "hard_only after 31 steps"), (middle, "hard_only"), ("hard_only", "base"),
              ("real", "base"), ("real", middle))  # fmt: skip
-    spans = {"hard_only": ((0, 8), (31, 39), (43, 51)), "real": ((0, 8), (32, 40), (40, 48), (52, 60))}
-    readings(rows(folder / "maths-kill-3.jsonl"), pairs, spans)
+    parts = {"hard_only": ((0, 8), (31, 39), (43, 51)), "real": ((0, 8), (32, 40), (40, 48), (52, 60))}
+    readings(rows(folder / "maths-kill-3.jsonl"), pairs, parts)
 
 
 def fourth_kill_test(folder: Path) -> None:
@@ -255,7 +273,7 @@ def fourth_kill_test(folder: Path) -> None:
 
 
 def readings(
-    events: list[dict[str, Any]], pairs: Iterable[tuple[str, str]], spans: dict[str, tuple[tuple[int, int], ...]]
+    events: list[dict[str, Any]], pairs: Iterable[tuple[str, str]], parts: dict[str, tuple[tuple[int, int], ...]]
 ) -> None:
     """Every reading of the held-out half, differences of their pass@1 (t interval over problems), and the steps."""
     rates = {}
@@ -271,18 +289,16 @@ def readings(
         test = ttest_1samp(100 * (rates[one] - rates[other]), 0)
         (low, high), mean = test.confidence_interval(), 100 * (rates[one] - rates[other]).mean()
         print(f"  {one} - {other}: {mean:+.2f} [{low:+.2f}, {high:+.2f}] points, p {test.pvalue:.4f}")
-    for arm, parts in spans.items():
-        steps = [row for row in events if row["event"] == "arm_step" and row["arm"] == arm]
-        for first, end in parts:
-            part = steps[first:end]
-            right, length, cut, mixed = (
-                np.mean([row[key] for row in part])
-                for key in ("pass_rate", "completions/mean_length", "completions/clipped_ratio", "frac_mixed")
-            )
-            print(
-                f"  {arm}, steps {first} to {end - 1}: {right:.1%} right, {length:.0f} tokens, {cut:.0%} cut off, "
-                f"{mixed:.0%} mixed"
-            )
+    for arm, of in parts.items():
+        spans([row for row in events if row["event"] == "arm_step" and row["arm"] == arm], arm, of)
+
+
+def spans(steps: list[dict[str, Any]], arm: str, parts: Iterable[tuple[int, int]]) -> None:
+    for first, end in parts:
+        keys = ("pass_rate", "completions/mean_length", "completions/clipped_ratio", "frac_mixed")
+        right, length, cut, mixed = (np.mean([row[key] for row in steps[first:end]]) for key in keys)
+        of = f"{right:.1%} right, {length:.0f} tokens, {cut:.0%} cut off, {mixed:.0%} mixed"
+        print(f"  {arm}, steps {first} to {end - 1}: {of}")
 
 
 if __name__ == "__main__":
