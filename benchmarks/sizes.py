@@ -7,8 +7,9 @@ assumes. The rates are measured ones (`soar.plan.forecast.TABLE`).
 """
 
 from soar.config import load
-from soar.engine.memory import GIB, size_of
+from soar.engine.memory import GIB
 from soar.plan.forecast import forecast
+from soar.run.sizes import size_of
 
 CELL, TOKENS = 8e6, 32e6
 SETS = ["screen.attempts=0", f"arms.tokens={TOKENS:.0f}"]

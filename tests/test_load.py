@@ -19,12 +19,12 @@ from transformers.models.llama import modeling_llama
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels, load
 from soar.engine.load import choose_dtype, fuse, load_backbone
-from soar.engine.memory import TooLarge, check_fits, size_of
 from soar.engine.policy import Backbone
 from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.run.setup import open_env
+from soar.run.sizes import TooLarge, check_fits, size_of
 
 
 def save_tiny(folder: Path, template: str | None = None) -> Path:

@@ -17,7 +17,6 @@ from loop_helpers import events, rollouts_of, run_tiny
 
 from soar import seeds
 from soar.config import OptimizerConfig, SamplingConfig, StudentConfig
-from soar.engine.memory import DeviceLost, MemoryShortage, saved_run
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.engine.update import StackOptimizer, UpdateStats, update
@@ -26,6 +25,7 @@ from soar.loop.population import Population, choose_chunk, train_population
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.student import Plan, Training, TrainState, hinted, inner_steps, mean_metrics, rloo_steps, shuffled_passes
 from soar.run import pipeline
+from soar.run.interrupts import DeviceLost, MemoryShortage, saved_run
 from soar.types import Problem
 
 STUDENTS, STEPS, LR = 5, 3, 0.02

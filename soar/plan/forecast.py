@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 from soar import seeds
 from soar.config import HARD_ARMS, Config, TrainedArm
 from soar.domains.candidates import candidates
-from soar.engine.memory import memory_of, size_of
 from soar.files import Row, asset, clipped, scrub, visible
 from soar.loop.parallel import texts_at_once
 from soar.problems.domain import domain_of
@@ -32,6 +31,7 @@ from soar.problems.verify import gold_kind
 from soar.report.page import OUTCOMES
 from soar.report.text import fill
 from soar.run.progress import Progress
+from soar.run.sizes import memory_of, size_of
 from soar.types import Problem, Rejection, UserError, Verdict, columns_of
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Stopping cleanly: signals, limits, and the error that ends a run whose state is saved.
+"""Stopping cleanly: signals, limits, and the errors that end a run whose state is saved.
 
 The first Ctrl-C (or SIGTERM, which batch systems send before they kill; SIGHUP, when a terminal is closed; SIGQUIT) lets
 the step in hand finish and be saved; the second ends the process at once, which loses no more than a kill would: the last
@@ -20,11 +20,13 @@ from types import FrameType
 from typing import Any, Self
 
 from soar.config import LimitsConfig, named_code
+from soar.engine.memory import is_out_of_memory
 from soar.files import read_object
 from soar.types import UserError
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+LOST_WORDS = ("cuda error", "nccl", "cublas", "cudnn", "device-side assert", "hip error", "unspecified launch failure")
 PRCTL = getattr(ctypes.PyDLL(None), "prctl", None)  # not in a forked child, whose loader another thread may have locked
 
 
@@ -34,6 +36,34 @@ class Stopped(UserError):
     def __init__(self, reason: str, advice: str, exit_code: int = PAUSED) -> None:
         super().__init__(f"{reason}; everything is saved. {advice}")
         self.reason, self.exit_code = reason, exit_code
+
+
+class MemoryShortage(UserError):
+    """The smallest piece of work does not fit in memory."""
+
+
+class DeviceLost(UserError):
+    """The accelerator failed; nothing that was saved is touched by it."""
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error says that the accelerator or its communication failed."""
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST_WORDS)
+
+
+@contextmanager
+def saved_run(resume: str) -> Iterator[None]:
+    """Raises MemoryShortage and DeviceLost in place of what torch raises; the state is kept, `resume` goes on from it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        again = f"Everything up to the last step is saved; continue with: {resume}"
+        if is_out_of_memory(error):
+            lower = "lower model.chunk and model.micro_batch_tokens, which may change on --resume"
+            raise MemoryShortage(f"out of memory: {error}. Free memory or {lower}. {again}") from error
+        if is_device_lost(error):
+            raise DeviceLost(f"the accelerator failed: {error}. {again}") from error
+        raise
 
 
 class StopRequest:

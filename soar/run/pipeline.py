@@ -13,7 +13,6 @@ from typing import Any, get_args
 from soar import seeds
 from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
-from soar.engine.memory import saved_run
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
 from soar.loop import arms
@@ -32,7 +31,7 @@ from soar.report.watch import step_lines
 from soar.run import folder as review
 from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.folder import ADVICE, RunFolder, write_hashes
-from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command
+from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command, saved_run
 from soar.run.jobs import FileLoop
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from soar.config import Config, ConfigError
-from soar.engine.memory import is_device_lost
 from soar.files import scrub
 from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
-from soar.run.interrupts import TokenMeter
+from soar.run.interrupts import TokenMeter, is_device_lost
 from soar.run.setup import cores_of, open_env
 from soar.types import VERSION, UserError, import_extra
 

@@ -12,7 +12,7 @@ from soar.backends.base import Backend
 from soar.config import Config
 from soar.domains.world import get_world
 from soar.engine.load import choose_device, load_backbone
-from soar.engine.memory import check_fits, free_bytes
+from soar.engine.memory import free_bytes
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
 from soar.engine.rollouts import Sampler
 from soar.engine.sampler import NativeSampler
@@ -22,6 +22,7 @@ from soar.problems.domain import domain_of
 from soar.problems.pool import open_pool
 from soar.problems.prompts import turn_end_ids
 from soar.run.checkpoint import write_tensors
+from soar.run.sizes import check_fits
 
 SMALL_MODEL = 5_000_000  # parameters under which worker threads beat threads inside one operation on a CPU
 
