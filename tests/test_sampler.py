@@ -207,6 +207,8 @@ def test_rows_end_where_the_stop_string_is_complete(static, interval, monkeypatc
         else:
             assert n == free.length_B[row] and found.ended_B[row] == free.ended_B[row]
     assert 0 < stopped < found.rows
+    spaced = [text.partition(f"{stop} ") for text in sampled(f"{stop} ").texts(backbone)]  # the next word has the space
+    assert any(word for _, _, word in spaced) and not any(" " in word for _, _, word in spaced)
 
 
 @pytest.mark.parametrize("pad", [None, "<eos>"])

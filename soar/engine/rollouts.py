@@ -158,16 +158,16 @@ def inverse_cdf(probs_B_V: Tensor, uniform_B: Tensor, top_p: float = 1.0) -> Ten
 class StopStrings:
     """The stop strings of one sampling: a row ends with the first token that completes one, tokens behind it are cut.
 
-    Only a token whose own text holds the last letter of a stop string, or is no whole letter, can complete one; all others
-    are passed over without decoding anything. (transformers' StopStringCriteria fails with tokenizers of whole words.)
+    Only a token whose own text holds the last letter of a stop string, or is no whole letter, can complete one, and any one
+    that ends with a space; others are passed over undecoded. (transformers' StopStringCriteria fails with words as tokens.)
     """
 
     def __init__(self, backbone: Backbone, strings: tuple[str, ...]) -> None:
         self.tokenizer, self.strings = backbone.tokenizer, strings
         words = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))], skip_special_tokens=False)
         last = {text[-1] for text in strings}
-        # A space alone may decode to nothing, and a part of a letter to the replacement character.
-        can = [not word.strip() or "\ufffd" in word or bool(last & set(word)) for word in words]
+        # A space alone, or before a word, may decode to nothing, and a part of a letter to the replacement character.
+        can = [not word.strip() or "\ufffd" in word or bool(last & {" ", *word}) for word in words]
         can += [False] * (backbone.vocabulary - len(can))
         self.can_end_V = torch.tensor(can, device=backbone.device)
         self.reach = max(len(text.encode()) for text in strings) + 8  # tokens that a stop string can be spread over
