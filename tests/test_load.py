@@ -146,8 +146,10 @@ def test_torchs_norm_is_taken_where_it_is_right(right, monkeypatch):
 
     real = torch.nn.functional.rms_norm
     monkeypatch.setattr("torch.nn.functional.rms_norm", norm)
-    gated = AutoModelForCausalLM.from_config(transformers.Qwen3_5TextConfig(**SIZES, **cases("load", "family")[0][2]))
-    assert fuse(gated) is False and not made  # its norms are no plain ones, and the one with a gate stays its own
+    gated = transformers.Qwen3_5TextConfig(**SIZES, **cases("load", "family")[0][2])
+    seeing = transformers.Gemma3Config(text_config={**SIZES, "head_dim": 8}, vision_config=SIZES)
+    for other in (gated, seeing):  # their norms are no plain ones, and the one with a gate stays its own
+        assert fuse(AutoModelForCausalLM.from_config(other)) is False and not made
     assert fuse(model) is False and len(made) == 5  # liger is not there
     torch.testing.assert_close(model(ids).logits, plain)
     assert len(made) == (10 if right else 5)

@@ -35,12 +35,17 @@ ADAPTER_BESIDE = (
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` -> cuda when present, else cpu. Raises ConfigError when a named CUDA device is absent."""
+    """`auto` -> cuda when present, else cpu. Raises ConfigError for no device's name, or when a CUDA device is absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"model.device = {name!r}: torch sees no CUDA device; use auto or cpu")
-    return torch.device(name)
+    try:
+        device, seen = torch.device(name), torch.cuda.device_count()
+    except RuntimeError as error:
+        raise ConfigError(f"model.device = {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= seen:
+        few = f" of that number, only {seen}" if seen else ""
+        raise ConfigError(f"model.device = {name!r}: torch sees no CUDA device{few}; use auto or cpu")
+    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -177,11 +182,11 @@ def fuse(model: Any) -> bool:
     Returns whether liger's are in it: the update keeps half as much then. The norm is taken back where it changes the logits
     of a short text by more than rounding; raises ConfigError where liger's do.
     """
-    weight = next(model.parameters())
+    weight, words = next(model.parameters()), model.config.get_text_config().vocab_size
     if not kernels.available(weight):
         return False
     # Not the first ids: those are special tokens, on a row of which a bfloat16 model amplifies rounding without end.
-    ids = torch.randint(model.config.vocab_size, (1, 32), generator=torch.Generator().manual_seed(0)).to(weight.device)
+    ids = torch.randint(words, (1, 32), generator=torch.Generator().manual_seed(0)).to(weight.device)
     limit = 0.15 if weight.dtype == torch.bfloat16 else 1e-3
     with torch.no_grad():
         plain = model(input_ids=ids, use_cache=False).logits.float()
