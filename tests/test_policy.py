@@ -63,15 +63,19 @@ def test_new_stacks_are_seeded_and_lora_starts_as_peft_does():
     assert not any(tensor.any() for tensor in tiny_backbone(adapter="full").new_stack(7).tensors.values())
 
 
-def test_adapters_of_other_trainers_in_bfloat16_are_float32_here(tmp_path):
-    """Half as many bytes in the file; numpy, by which they travel and are named, knows no bfloat16."""
-    backbone = tiny_backbone()
-    save_adapter(backbone, random_stack(backbone, 1), tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("more", [{"use_rslora": True}, {"alpha_pattern": {r"layers\.0\..*_proj": 24, "up_proj": 2}}])
+def test_adapters_of_other_trainers_have_the_scale_of_peft_and_are_float32_here(adapter, more, tmp_path):
+    """In bfloat16 half as many bytes in the file; numpy, by which they travel and are named, knows no bfloat16."""
+    config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules="all-linear", init_lora_weights=False, **more)
+    peft.get_peft_model(tiny_model(), config).save_pretrained(tmp_path)
+    backbone, file = tiny_backbone(adapter=adapter), tmp_path / "adapter_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
-    stack = load_adapter(backbone, tmp_path)
+    stack, theirs = load_adapter(backbone, tmp_path), peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
     assert {tensor.dtype for tensor in stack.tensors.values()} == {torch.float32}
     assert pickle.loads(pickle.dumps(stack)).digest() == stack.digest()
+    with torch.no_grad():
+        near(logits_of(backbone, stack, inputs(1)), theirs(inputs(1)).logits)
 
 
 def test_weights_travel_beside_the_pickle_and_may_be_written_where_they_came():
@@ -107,8 +111,8 @@ def test_each_thread_uses_its_own_stack(adapter):
     assert len({logits.sum().item() for logits in together}) == 4
 
 
-def test_what_cannot_be_loaded_or_used_is_named(tmp_path):
-    """Rows that do not divide, targets that name nothing, a tokenizer larger than its model, pickles, paths, a device."""
+def test_what_cannot_be_loaded_or_used_is_named(tmp_path, monkeypatch):
+    """Rows that do not divide, targets that name nothing, a tokenizer larger than its model, pickles, paths, devices."""
     backbone, words, model = tiny_backbone(), tiny_tokenizer(), tiny_model("llama")
     with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
         logits_of(backbone, random_stack(backbone, 3), inputs(5))
@@ -124,9 +128,14 @@ def test_what_cannot_be_loaded_or_used_is_named(tmp_path):
     words.add_tokens(["extra"])
     with pytest.raises(ConfigError, match=rf"tokenizer has {len(WORDS) + 1} tokens .* only {len(WORDS)}"):
         Backbone(model, words, ModelConfig())
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="torch sees no CUDA device"):
-            choose_device("cuda:1")
+    for device, seen, said in (
+        ("cuda:1", 0, "device; use"),
+        ("cuda:1", 1, "of that number, only 1"),
+        ("gpu", 1, "cuda:N"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
+        with pytest.raises(ConfigError, match=f"model.device = '{device}': .*{said}"):
+            choose_device(device)
 
 
 def weights() -> Tensor:

@@ -9,6 +9,7 @@ Conv1D layers (GPT-2), fused expert tensors.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -28,7 +29,9 @@ from soar.config import ConfigError, ModelConfig
 from soar.engine import attention
 from soar.files import no_file
 
-DAMAGE = (OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, SafetensorError)
+DAMAGE = (
+    OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, re.error, SafetensorError,
+)  # fmt: skip
 
 
 @dataclass
@@ -298,6 +301,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
 
 
 def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
+    from peft.utils.other import get_pattern_key  # a key may be a name's ending, or a regular expression for it
+
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         if (why := no_file(folder / name)) is not None:  # a pipe would be waited for
             raise FileNotFoundError(f"{name} is {why}")
@@ -312,6 +317,9 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     fresh = backbone.new_stack(seed=0)
     alpha, rank = float(settings["lora_alpha"]), float(settings["r"])
     alphas, ranks = settings.get("alpha_pattern") or {}, settings.get("rank_pattern") or {}
+    root = math.sqrt if settings.get("use_rslora") else float
+    if fresh.kind == "lora":
+        fresh.scale = alpha / root(rank)
     for name, layer in backbone.layers.items():
         try:
             a_r_I, b_O_r = (weights[f"base_model.model.{name}.lora_{part}.weight"].to(backbone.device) for part in "AB")
@@ -320,14 +328,13 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
         sizes, expected = (a_r_I.shape[1], b_O_r.shape[0]), (layer.base.in_features, layer.base.out_features)
         if sizes != expected:
             raise ConfigError(f"{folder}: layer {name} is {sizes} (in, out), expected {expected}; use its own model")
+        own_alpha, own_rank = (of.get(get_pattern_key(of, name), most) for of, most in ((alphas, alpha), (ranks, rank)))
+        scale = float(own_alpha) / root(float(own_rank))
         if fresh.kind == "full":
-            scale = float(alphas.get(name, alpha)) / float(ranks.get(name, rank))
             fresh.tensors[f"{name}.delta"] = ((b_O_r @ a_r_I) * scale).T.contiguous()[None]
         elif len(a_r_I) != (wanted := backbone.config.lora_rank):
             raise ConfigError(f"{folder}: rank {len(a_r_I)}, expected model.lora_rank = {wanted}; set it to the file's")
         else:
             fresh.tensors[f"{name}.A"] = a_r_I.T.contiguous()[None]
-            fresh.tensors[f"{name}.B"] = b_O_r.T.contiguous()[None]
-    if fresh.kind == "lora":
-        fresh.scale = alpha / rank
+            fresh.tensors[f"{name}.B"] = b_O_r.T.contiguous()[None] * (scale / fresh.scale)
     return fresh
