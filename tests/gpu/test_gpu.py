@@ -35,10 +35,6 @@ def backbone_on(device: str, name: str = "llama", dtype: torch.dtype = torch.flo
     return backbone
 
 
-def moved(stack: AdapterStack) -> AdapterStack:
-    return AdapterStack(stack.kind, {name: tensor.cuda() for name, tensor in stack.tensors.items()}, stack.scale)
-
-
 def draw(backbone: Backbone, stack: AdapterStack, static: bool) -> Rollouts:
     prompts, sampler = some_prompts(6, seed=3), NativeSampler(backbone, static=static)
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
@@ -54,7 +50,7 @@ def test_captured_steps_draw_the_tokens_of_the_cpu(name):
     """float32: the tokens of the growing cache on the same GPU and of a CPU, but for ties of rounding."""
     gpu, cpu = backbone_on("cuda", name), backbone_on("cpu", name)
     stack_cpu = random_stack(cpu, 2)
-    stack_gpu = moved(stack_cpu)
+    stack_gpu = stack_cpu.to("cuda")
     fixed, growing = draw(gpu, stack_gpu, static=True), draw(gpu, stack_gpu, static=False)
     plain = draw(cpu, stack_cpu, static=False)
     pairs = list(zip(rows_of(fixed), rows_of(growing), rows_of(plain), strict=True))
@@ -66,7 +62,7 @@ def test_captured_steps_draw_the_tokens_of_the_cpu(name):
 def test_neighbours_change_few_rows_in_bfloat16():
     """How far a row depends on its batch on a GPU: counted, not hidden."""
     backbone = backbone_on("cuda", dtype=torch.bfloat16)
-    stack = moved(random_stack(backbone_on("cpu"), 1))
+    stack = random_stack(backbone_on("cpu"), 1).to("cuda")
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
     prompts = some_prompts(8, seed=3)
     together = rows_of(NativeSampler(backbone).sample(stack, Request([prompts], 4, [list(range(8))], sampling)))
@@ -129,8 +125,7 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing):
     for device in ("cpu", "cuda"):
         backbone = backbone_on(device)
         assert device == "cpu" or not recomputing or backbone.recompute()
-        stack = random_stack(backbone_on("cpu"), 2)
-        stack = moved(stack) if device == "cuda" else stack
+        stack = random_stack(backbone_on("cpu"), 2).to(device)
         optimizer, sampling = StackOptimizer(stack, OptimizerConfig()), SamplingConfig(max_tokens=9)
         stats = update(backbone, optimizer, rollouts, advantage_B, 1e-2, sampling)
         found.append((stats.gradient_norm_P, {k: t.detach().cpu() for k, t in stack.tensors.items()}))
