@@ -256,6 +256,9 @@ def test_every_chart_is_what_the_events_say(folder):
     assert list(reward.series[0].y) == [event["reward_mean"] for event in run.steps]
     assert reward.marks == [event["step"] for event in run.steps if event["promoted"]]
     assert list(rates.series[1].y) == [event["best_pass_rate"] for event in run.steps]
+    assert rates.y_label == "solved" and not outer["likelihood"]
+    run.config["reward"]["mode"] = "forced"
+    assert report.loop_section(run)["charts"][1].y_label == "mean likelihood"
     assert list(vendi.series[0].y) == [event["vendi"] for event in run.steps]
     first = [row["correct"] for row in run.questions if row["step"] == run.steps[0]["step"]]
     assert quality.series[2].y[0] == pytest.approx(sum(first) / len(first))

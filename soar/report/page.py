@@ -259,6 +259,9 @@ def loop_section(run: Run) -> dict[str, Any]:
         rejected.update({reason: max(0, count(n) or 0) for reason, n in mapping(event.get("rejected")).items()})
     rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
     own: dict[str, Row] = {"reward": {"marks": marks, "rules": rules}, "rates": {"marks": marks}}
+    likelihood = mapping(run.config.get("reward")).get("mode") in ("likelihood", "forced")
+    if likelihood:
+        own["rates"] |= {"title": "Right answers of reward questions", "y_label": "mean likelihood"}
     charts = []
     for key, words in STEP_CHARTS.items():
         series = [line(rows=rows, **entry) for entry in words["series"]]
@@ -267,6 +270,7 @@ def loop_section(run: Run) -> dict[str, Any]:
         "rows": rows[-MAX_STEPS_SHOWN:],
         "left_out": max(0, len(rows) - MAX_STEPS_SHOWN),
         "charts": [chart for chart in charts if chart],
+        "likelihood": likelihood,
         "rejected": [(reason, n) for reason, n in rejected.most_common() if n],
         "accepted": int(sum(column(rows, "accepted"))),
         "sampled": int(sum(column(rows, "sampled"))),
