@@ -263,6 +263,13 @@ def test_every_chart_is_what_the_events_say(folder):
     first = [row["correct"] for row in run.questions if row["step"] == run.steps[0]["step"]]
     assert quality.series[2].y[0] == pytest.approx(sum(first) / len(first))
     assert report.content(run)["rollouts"] == run.steps[-1]["student_rollouts"]
+    steps = report.arms_section(run)["steps"]
+    assert steps == 1 + max(event["step"] for event in run.events["arm_step"])
+    text = "here none took more, so none met the hard problems"
+    for alone in (steps, steps - 1):
+        run.config["arms"]["curriculum_steps"] = alone
+        page = report.render("report.html", report.content(run))
+        assert (text in " ".join(page.split())) == (alone == steps)
     assert all("data:image/svg+xml" in chart.image() for chart in report.run_charts(run))
 
 

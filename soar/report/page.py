@@ -230,7 +230,8 @@ def arms_section(run: Run) -> dict[str, Any]:
         title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
         charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules))
     charts.append(pass_at_chart("pass@k on the held-out problems", [(wording.arm_name(arm.name), arm) for arm in arms]))
-    return {"rows": arms, "ks": ks, "charts": [chart for chart in charts if chart]}
+    steps = max((count(event.get("step")) or 0 for event in run.events.get("arm_step", [])), default=-1) + 1
+    return {"rows": arms, "ks": ks, "charts": [chart for chart in charts if chart], "steps": steps}
 
 
 def step_rows(run: Run) -> list[Row]:
