@@ -49,6 +49,15 @@ class Section(BaseModel):
                 data = {**data, key: [part.strip() or part for part in value.strip("[]").split(",") if part]}
         return data
 
+    @classmethod
+    def read(cls, data: Any, where: str) -> Self:
+        """The section that the data say. Raises ConfigError with a line for each key that is wrong."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            known = [*(flat(Config().resolved()) if cls is Config else ()), *cls.model_fields]
+            raise ConfigError("\n".join(_explain(item, where, known) for item in error.errors())) from error
+
 
 class ModelConfig(Section):
     """The one frozen base model, shared by teacher and students, and the kind of adapter stacked on it."""
@@ -337,16 +346,27 @@ class Config(Section):
         return self.model_dump(mode="json")
 
 
-def _explain(item: ErrorDetails, where: str) -> str:
+def _explain(item: ErrorDetails, where: str, known: list[str]) -> str:
     key = ".".join(map(str, item["loc"]))
     if item["type"] != "extra_forbidden":
-        given = f"{key} = {item['input']!r}: " if key else ""
+        found = "" if item["type"] == "missing" else f" = {item['input']!r:.300}"
+        given = f"{key}{found}: " if key else ""
         return f"{where}: {given}{item['msg'].removeprefix('Value error, ')}"
-    keys = [*flat(Config().resolved()), *Config.model_fields]
-    same_end = [other for other in keys if other.endswith(f".{item['loc'][-1]}")]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8) or same_end[:4]
-    hint = f"did you mean {' or '.join(near)}?" if near else "docs/config.md lists all keys"
+    same_end = [other for other in known if other.endswith(f".{item['loc'][-1]}")]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8) or same_end[:4]
+    all_of_them = f"known keys: {', '.join(known)}" if len(known) < 20 else "docs/config.md lists all keys"
+    hint = f"did you mean {' or '.join(near)}?" if near else all_of_them
     return f"{where}: unknown key {key!r}; {hint}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds, or the config of a manifest.json. Raises ConfigError."""
+    manifest = path.name == "manifest.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        return {**json.loads(text)["config"]} if manifest else tomllib.loads(text)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:  # also of what is not UTF-8
+        raise ConfigError(f"{path}: not {'the manifest of a run' if manifest else 'a TOML file'}: {error}") from error
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -399,13 +419,7 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
     """Config from a recipe (None: built-in `tiny`) and `--set` overrides; model_named: one has to say which model. Raises
     ConfigError naming file or override, key, what was found and what is expected."""
     path = find_recipe(recipe or "tiny")
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = {**(json.loads(text)["config"] if path.name == "manifest.json" else tomllib.loads(text))}
-    except (ValueError, LookupError, TypeError, RecursionError) as error:  # also of what is not UTF-8
-        kind = "the manifest of a run" if path.name == "manifest.json" else "a TOML file"
-        raise ConfigError(f"{path}: not {kind}: {error}") from error
-    data = reduce(_merge, map(parse_override, overrides or []), data)
+    data = reduce(_merge, map(parse_override, overrides or []), read_toml(path))
     if model_named and isinstance(model := data.get("model", {}), dict) and "path" not in model:
         some = "a folder, a GGUF file or a hub id (--model builtin:tiny is the 168,000-parameter model of the demo)"
         raise ConfigError(f"no --model given: the recipe {path.stem!r} leaves it to you; add --model with {some}")
@@ -422,10 +436,7 @@ def override(config: Config, overrides: list[str]) -> Config:
 def build(data: dict[str, Any], where: str = "config") -> Config:
     """Validate a plain dict into a Config; a key not in it has the default of its place in a whole Config
     (`teacher.optimizer`, `student.optimizer`), not that of its section's class. Raises ConfigError."""
-    try:
-        return Config.model_validate(_merge(Config().resolved(), data) if isinstance(data, dict) else data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
+    return Config.read(_merge(Config().resolved(), data) if isinstance(data, dict) else data, where)
 
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

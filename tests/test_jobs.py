@@ -96,7 +96,7 @@ UNUSABLE: tuple[tuple[Callable[[Path], object], str], ...] = (
     (lambda place: give(place, "0-1", "again", pass_rate=0.5), "set 0-1 has another result"),
     (lambda place: give(place, "7-0", pass_rate=0.5), "set = '7-0': expected one of 0-0, 0-1, 1-0, 1-1"),
     (lambda place: give(place, "0-1"), "expected pass_rate"),
-    (lambda place: give(place, "0-1", accuracy=0.5), "accuracy = 0.5: Extra inputs"),
+    (lambda place: give(place, "0-1", accuracy=0.5), "unknown key 'accuracy'; known keys: set, pass_rate"),
     (lambda place: (place / "results" / "0-1.json").write_text("{"), "0-1.json cannot be read: .*; give the result of"),
     (lambda place: give(place, "0-1", adapter="../none"), "adapter of set 0-1: .*none"),
     (other_rank, "adapter of set 1-1: .*rank 8, expected model.lora_rank = 4.*; give it again"),

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from soar.config import ConfigError, resolve_path
+from soar.config import ConfigError, Section, resolve_path
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.engine.rollouts import Rollouts
 from soar.files import Row, read_object, write_atomic, write_json
@@ -32,27 +32,22 @@ class ResultError(UserError):
     """A result of a training set that is missing or cannot be used; the run is as it was, mend it and measure again."""
 
 
-class Result(BaseModel):
+class Result(Section):
     """What a file in `results` says of one set. adapter: PEFT folder, from the file's own place."""
 
-    model_config = ConfigDict(extra="forbid")
     set: str
     pass_rate: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     adapter: Path | None = None
 
 
 def read_results(folder: Path, names: list[str]) -> list[Result]:
-    """The results of all sets in order, paths resolved; none when the folder is empty. Raises ResultError."""
+    """The results of all sets in order, paths resolved; none when the folder is empty. Raises ResultError, ConfigError."""
     results: dict[str, Result] = {}
     for path in sorted(folder.glob("*.json")):
         row, notes = read_object(path)
         if notes:
             raise ResultError(f"{folder}/{notes[0]}; give the result of this set again")
-        try:
-            result = Result.model_validate(row)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ResultError(f"{path}: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
+        result = Result.read(row, str(path))
         if result.set not in names:
             raise ResultError(f"{path}: set = {result.set!r}: expected one of {', '.join(names)}")
         if result.set in results:

@@ -23,7 +23,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,10 +30,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from soar import seeds
-from soar.config import RECIPES, TRUSTED, Config, ConfigError, Section, difference, find_recipe, load
+from soar.config import RECIPES, TRUSTED, Config, ConfigError, Section, difference, find_recipe, load, read_toml
 from soar.files import Row, asset, digest, read_object, sha256_of, visible, write_atomic, write_json
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report import text as wording
@@ -119,19 +118,7 @@ def read_study(name: str, seeds: Sequence[int] | None = None) -> Study:
     if (path := next(filter(Path.is_file, places), None)) is None:
         built_in = ", ".join(sorted(p.stem for p in STUDIES.glob("*.toml")))
         raise ConfigError(f"no study {name!r}: expected a TOML file or one of: {built_in}")
-    try:
-        given = {"seeds": seeds} if seeds else {}
-        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")) | given)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    except ValidationError as error:
-        hints = {"extra_forbidden": f"; known keys: {', '.join(Study.model_fields)}"}
-        lines = [
-            f"{path}: {'.'.join(map(str, item['loc'])) or '(whole study)'}: "
-            f"{item['msg'].removeprefix('Value error, ')}{hints.get(item['type'], '')}"
-            for item in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from error
+    study = Study.read(read_toml(path) | ({"seeds": seeds} if seeds else {}), str(path))
     beside = path.parent / study.recipe
     return study.model_copy(update={"recipe": str(beside)}) if beside.is_file() else study
 
