@@ -160,22 +160,14 @@ def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int
 
 
 class TokenMeter:
-    """A sampler that counts the tokens of what it samples; everything else is the sampler's own."""
-
-    tokens = 0
+    """Counts the tokens of what a sampler samples from here on, on any thread."""
 
     def __init__(self, sampler: Any) -> None:
-        vars(self).update(sampler=sampler, _lock=threading.Lock())
+        self.tokens, self._lock, self._sample = 0, threading.Lock(), sampler.sample
+        sampler.sample = self._counted
 
-    def sample(self, *arguments: Any) -> Any:
-        """As the sampler's."""
-        rollouts = self.sampler.sample(*arguments)
+    def _counted(self, *arguments: Any) -> Any:
+        rollouts = self._sample(*arguments)
         with self._lock:
             self.tokens += int(rollouts.length_B.sum())
         return rollouts
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.sampler, name, value) if name != "tokens" else vars(self).update(tokens=value)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sampler, name)

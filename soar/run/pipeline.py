@@ -64,7 +64,6 @@ class Run:
     def __post_init__(self) -> None:
         self._began = self._counted = time.monotonic()
         self.state = RunState("loop", new_state(self.env, self.config))
-        self.meter = TokenMeter(self.env.sampler)  # takes its place after the screening
         self.hard_train, self.hard_test = list[Problem](), list[Problem]()
         self.screened: list[tuple[Problem, Screening]] = []
 
@@ -81,13 +80,14 @@ class Run:
         self._find_hard(first=checkpoint is None)
         self.folder.tell(self.progress.insist)
         self._count_seconds("screen")
+        self.meter = TokenMeter(self.env.sampler)  # the screening is not counted
         if checkpoint is None:
             self._save()
         else:
             screening = self.state.seconds["screen"]
             self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
             self.state.seconds["screen"] += screening
-        self.meter.tokens, self.env.sampler = self.state.tokens, self.meter
+        self.meter.tokens = self.state.tokens
         if self.env.parallel is not None:
             self.env.parallel.meter = self.meter
         stages = (self._loop, self._arms, lambda: self._evaluate(self.state.arms))

@@ -59,7 +59,7 @@ class Worker:
                 f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
                 "where one has a GPU and the other has none"
             )
-        env.sampler = TokenMeter(env.sampler)
+        self.meter = TokenMeter(env.sampler)
         return env
 
     def open(self) -> tuple[int, str]:
@@ -68,17 +68,16 @@ class Worker:
 
     def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task) -> Reply:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
-        meter: Any = self.env.sampler
-        meter.on_tokens = no_tick
+        self.env.sampler.on_tokens = no_tick
         ticks: list[None] = []
-        started, before = time.monotonic(), meter.tokens
+        started, before = time.monotonic(), self.meter.tokens
         try:
             value = work(self.env, lambda tokens=0: ticks.append(None), *common, *task)
         except RuntimeError as error:
             if is_device_lost(error):
                 os._exit(1)
             raise
-        tokens, seconds = meter.tokens - before, time.monotonic() - started
+        tokens, seconds = self.meter.tokens - before, time.monotonic() - started
         return Reply(self.number, os.getpid(), key, value, tokens, seconds, len(ticks))
 
 
