@@ -10,7 +10,6 @@ by colour. Every number of a chart stands in a table of its page.
 import base64
 import hashlib
 import io
-import json
 import math
 import shlex
 import warnings
@@ -28,7 +27,6 @@ from soar.report.text import TEMPLATES
 from soar.types import VERSION
 
 MAX_QUESTIONS = 600  # of each of the two files
-MAX_TEXT = 1000  # characters of one question or answer
 MAX_STEPS_SHOWN = 500
 MAX_COMPLETIONS = 8  # of each outcome
 OUTCOMES: dict[str, list[str]] = asset("outcomes")
@@ -347,34 +345,14 @@ def run_charts(run: Run) -> list[Chart]:
     return [*arms_section(run)["charts"], *loop_section(run)["charts"]]
 
 
-def shorten(text: object) -> str:
-    """At most MAX_TEXT characters of a text, and how many were left out."""
-    shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-    left_out = len(shown) - MAX_TEXT
-    return shown if left_out <= 0 else f"{shown[:MAX_TEXT]} \u2026 ({left_out:,} more characters)"
-
-
 def render(template: str, values: dict[str, Any]) -> str:
-    """A template of `templates` with these values, the style and the script in it, as HTML text."""
-    environment = wording.templates(
-        autoescape=True,
-        lstrip_blocks=True,
-        finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
-    )
-    names = ("with_interval", "percent", "whole", "decimal", "duration", "arm_name", "tokens")
-    environment.filters |= {name: getattr(wording, name) for name in names}
-    environment.filters |= {
-        "shorten": shorten,
-        "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
-        "attribute": lambda value: "" if (size := number(value)) is None else f"{size:.12g}",
-        "verdict": lambda value: ("yes" if value else "no") if isinstance(value, bool) else wording.DASH,
-    }
-    environment.globals |= {"wording": wording, "version": VERSION}
+    """A page of `templates` with these values, the style and the script in it, as HTML text."""
+    own: dict[str, Any] = {"wording": wording, "version": VERSION}
     for name, file in (("style", "report.css"), ("script", "report.js")):
         text = (TEMPLATES / file).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        environment.globals |= {name: Markup(text), f"{name}_hash": f"sha256-{digest}"}
-    return environment.get_template(template).render(values)
+        own |= {name: Markup(text), f"{name}_hash": f"sha256-{digest}"}
+    return wording.fill(template, **values, **own)
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from soar.files import Row, asset, visible
 from soar.report.runs import Arm, Run, count, mapping, number, numbers
@@ -15,6 +17,7 @@ TEMPLATES = Path(__file__).parent.parent / "templates"
 NBSP = "\u00a0"
 MINUS = "\u2212"
 DASH = "\u2013"
+MAX_TEXT, MAX_LINE = 1000, 300  # characters of one question or answer, on a page and on a line of a terminal
 OURS = ("ps", "pq", "teacher_t")  # what a run of SOAR gives
 
 ARMS: dict[str, list[str]] = asset("arms")
@@ -22,19 +25,47 @@ ARMS: dict[str, list[str]] = asset("arms")
 ARM_MEANINGS = {name: meaning for name, (_, meaning) in ARMS.items()}
 
 
-def templates(**how: Any) -> Environment:
-    """The templates, which fail on a value that is not there. how: further options of jinja2."""
-    return Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, **how)
+def templates() -> Environment:
+    """The templates, which fail on a value that is not there. What could hide or reorder text is made visible, and in pages
+    everything is escaped. Filters: functions of this file, `json` and `pretty` (JSON text), and `form`, Python's format."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(default_for_string=False),
+        finalize=lambda v: visible(v) if isinstance(v, str) and not isinstance(v, Markup) else v,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    every = (arm_name, count, decimal, duration, number, one_line, percent, shorten, signed, tokens, visible, whole)
+    environment.filters |= {function.__name__: function for function in (*every, with_interval)}
+    environment.filters |= {"form": format, "repr": repr, "json": json.dumps}
+    environment.filters |= {"pretty": partial(json.dumps, indent=2, ensure_ascii=False)}
+    return environment
 
 
 def fill(template: str, /, **values: Any) -> str:
-    """A text from `templates/TEMPLATE`, without a last line end.
+    """A text from `templates/TEMPLATE`, without a last line end."""
+    return templates().get_template(template).render(values).removesuffix("\n")
 
-    Filters: visible, json (JSON text), repr, and `form`, which is Python's format.
-    """
-    environment = templates(keep_trailing_newline=True)
-    environment.filters |= {"visible": visible, "json": json.dumps, "repr": repr, "form": format}
-    return environment.get_template(template).render(values).removesuffix("\n")
+
+def shorten(text: object) -> str:
+    """At most MAX_TEXT characters of a text, and how many were left out."""
+    shown = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    left_out = len(shown) - MAX_TEXT
+    return shown if left_out <= 0 else f"{shown[:MAX_TEXT]} \u2026 ({left_out:,} more characters)"
+
+
+def one_line(text: object, limit: int = MAX_LINE) -> str:
+    """Text that a model wrote, on one line, at most `limit` characters."""
+    shown = " ".join(str(text)[: 4 * limit].split())
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}\u2026"
+
+
+def signed(value: object) -> str:
+    """`+0.0123`; a dash for what is no number."""
+    size = number(value)
+    return DASH if size is None else f"{size:+.4f}"
 
 
 def arm_name(name: str) -> str:

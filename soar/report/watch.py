@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,7 +21,7 @@ from rich.text import Text
 from soar.files import Row, clipped, visible
 from soar.report import page as pages
 from soar.report import text as wording
-from soar.report.runs import Run, count, number, numbers, read_run, standard_error
+from soar.report.runs import Run, numbers, read_run, standard_error
 from soar.types import UserError
 
 FRESH_SECONDS = 10  # between two pages of a run at work
@@ -28,7 +29,6 @@ HEADERS = {
     "Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff",
 }  # fmt: skip
-MAX_TEXT = 300
 ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", '"', '"', "...", *"<>"], strict=True))
 
 
@@ -43,77 +43,30 @@ def terminal_text(text: str, console: Console, style: str = "") -> Text:
     return Text(text, style=style)
 
 
-def one_line(text: object, limit: int = MAX_TEXT) -> str:
-    """Text that a model wrote, on one line, at most `limit` characters."""
-    shown = " ".join(str(text)[: 4 * limit].split())
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
-
-
-def signed(value: object) -> str:
-    """`+0.0123`; a dash for what is no number."""
-    size = number(value)
-    return wording.DASH if size is None else f"{size:+.4f}"
-
-
 def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118) -> list[str]:
     """One outer step as lines: its figures, the best and worst question, cut to `width`, its promotion, its alarms."""
-    step = events[0]
-    vendi, error = number(step.get("vendi")), standard_error(numbers(step.get("reward_G")))
-    best = max(numbers(step.get("reward_G")), default=None)
-    figures = [
-        f"step {count(step.get('step')) or 0:3d}",
-        f"reward {signed(step.get('reward_mean'))}{'' if error is None else f' ± {error:.4f}'} (best {signed(best)})",
-        f"baseline {wording.decimal(step.get('baseline_pass_rate'))}",
-        f"accepted {wording.whole(step.get('accepted'))}/{wording.whole(step.get('sampled'))}",
-        f"distinct {number(step.get('distinct_share')) or 0:.2f}",
-        *([] if vendi is None else [f"as diverse as {vendi:.1f}"]),
-    ]
-    lines = ["  ".join(figures)]
-    limit = max(30, width - 30)
-    for name, reward, (row, *_) in wording.extremes(rows):
-        question, answer = one_line(row.get("question", ""), limit), one_line(row.get("answer", ""), limit // 3)
-        lines.append(f"  {name:8s} {signed(reward)}  «{question}» {answer}")
-    return lines + [f"  {_event_line(event)}" for event in events[1:] if event.get("event") in ("promotion", "alarm")]
-
-
-def _event_line(event: Row) -> str:
-    if event.get("event") == "alarm":
-        return f"alarm: {one_line(event.get('kind'))}: {one_line(event.get('message'))}"
-    rates = [wording.decimal(event.get(key)) for key in ("baseline_pass_rate", "pass_rate")]
-    return f"promoted dataset {count(event.get('dataset'))}: pass rate {' → '.join(rates)}"
+    step, *others = events
+    rewards = numbers(step.get("reward_G"))
+    figures = {"error": standard_error(rewards), "best": max(rewards, default=None), "ends": wording.extremes(rows)}
+    return wording.fill("step.txt", step=step, events=others, limit=max(30, width - 30), **figures).split("\n")
 
 
 def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     """The view as (text, style), top to bottom. age: seconds since metrics.jsonl was written, 0: not shown."""
-    state = "finished" if run.finished else "paused" if run.paused else "at work"
-    written = f", last written {wording.duration(age)} ago" if age and state == "at work" else ""
-    yield f"{one_line(run.name)}: {state}{written}", "bold"
-    if run.paused and not run.finished:
-        yield f"paused: {one_line(run.paused.get('reason'))}", "bold yellow"
-        yield f"continue with: {one_line(run.paused.get('resume'))}", "yellow"
-    if line := wording.now_line(run):
-        yield one_line(line), ""
-    for screen in run.events.get("screen", [])[-1:]:
-        hard, candidates = (wording.whole(screen.get(key)) for key in ("hard", "candidates"))
-        yield f"{hard} of {candidates} candidates are hard", ""
+    shown: dict[str, Any] = {"state": "finished" if run.finished else "paused" if run.paused else "at work"}
     if run.steps:
-        total, step = run.setting("teacher", "steps"), run.steps[-1]["step"]
-        done = f"{len(run.steps)}{'' if total is None else f' of {total:.0f}'} outer steps done"
-        yield f"{done}, {wording.plural(len(run.promotions), 'promotion')}", ""
+        step = run.steps[-1]["step"]
         events = [run.steps[-1], *(event for event in run.promotions if event["step"] == step)]
-        yield from ((text, "") for text in step_lines(events, run.written.get(step, [])))
-    if run.rollouts:
-        last = [row for row in run.rollouts if pages.place(row) == pages.place(run.rollouts[-1])]
-        outcomes = Counter(one_line(row.get("outcome"), 40) for row in last)
-        told = ", ".join(f"{outcome} {number}" for outcome, number in outcomes.items())
-        yield f"completions kept last ({one_line(pages.place(last[-1]))}): {told}", ""
+        shown["lines"] = step_lines(events, run.written.get(step, []))
+    last = [row for row in run.rollouts if pages.place(row) == pages.place(run.rollouts[-1])]
+    if last:
         row = next((row for row in reversed(last) if row.get("outcome") != "right"), last[-1])
-        shown = one_line(clipped(str(row.get("completion")), 60, 120))
-        yield f"  {one_line(row.get('outcome'), 40)}, gold {one_line(row.get('answer'), 40)}: «{shown}»", ""
-    yield from ((_event_line(event), "bold red") for event in run.events.get("alarm", [])[-2:])
-    yield from ((one_line(wording.held_out(measured)), "") for measured in run.arms.values())
-    if run.finished:
-        yield wording.headline(run), "bold"
+        outcomes = Counter(wording.one_line(row.get("outcome"), 40) for row in last)
+        shown |= {"shown": row, "outcomes": outcomes, "place": pages.place(row)}
+        shown["completion"] = clipped(str(row.get("completion")), 60, 120)
+    for line in wording.fill("watch.txt", run=run, wording=wording, age=age, last=last, **shown).split("\n"):
+        style, _, text = line.partition("\t")
+        yield text, style
 
 
 def follow(path: Path, console: Console, every: float = 2.0, once: bool = False) -> None:
