@@ -148,9 +148,17 @@ def with_votes(folder: Path) -> None:
         shares = (at["engine/sampler.py:sample"], waits, at["engine/update.py:update"])
         shown = [f"{count / cell['samples']:.0%}" for count in shares]
         print(f"{cell['cell']}: {cell['samples'] * cell['every_s']:.0f} s; sampling, waiting in it, update: {shown}")
-    judged = [row for row in rows(folder / "maths-votes-questions.jsonl") if "right_by_hand" in row]
+    right, posed = dict[str, int](), dict[str, int]()
+    for row in rows(folder / "maths-votes-questions.jsonl"):
+        if "right_by_hand" in row:
+            right[row["cell"]] = right.get(row["cell"], 0) + row["right_by_hand"]
+            posed[row["cell"]] = posed.get(row["cell"], 0) + row["well_posed"]
+    shares = [right[f"{variant}-seed{s}"] for variant in VARIANTS for s in range(4)]
+    sizes, counts = np.transpose(practised)
+    test, other = pearsonr(shares, counts), pearsonr(shares, sizes)
+    print(f"answers of promoted questions right by hand, of 32: {right}; well-posed: {posed}")
     print(
-        f"answers of promoted questions right by hand: {sum(row['right_by_hand'] for row in judged)} of {len(judged)}"
+        f"  right ones and problems solved: r {test.statistic:.2f}, p {test.pvalue:.3f}; and tokens: r {other.statistic:.2f}"
     )
     for name in dict.fromkeys(row["cell"] for row in events if row["event"] == "arm_step"):
         own = [row for row in events if row["cell"] == name and row["event"] == "arm_step"]
