@@ -28,7 +28,7 @@ from soar.loop.promotion import decide
 from soar.loop.rewards import DENSE, answer_marks, deal, grounded, intrinsic, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.loop.student import Plan, at_rate, inner_steps, shuffled_passes
-from soar.loop.write import QuestionSets, teacher_prompt, write_questions
+from soar.loop.write import QuestionSets, row_of, teacher_prompt, write_questions
 from soar.types import Decision, Problem, Trial
 
 Event = dict[str, Any]
@@ -133,7 +133,7 @@ class OuterLoop:
         state.step += 1
         self.kept = [question_sets.kept, population.kept, measured.kept]
         rows = [
-            {"step": number, "dataset": k, "question": p.question, "answer": p.answer, "reward": measured.reward_G[k]}
+            {"step": number, "dataset": k, **row_of(p), "reward": measured.reward_G[k]}
             for k, problems in enumerate(question_sets.problems_G_Q)
             for p in problems
         ]
@@ -299,7 +299,7 @@ class OuterLoop:
         state.promotions += 1
         state.window, state.pass_rates = [], {}
         place = {"step": state.step, "dataset": k, "reward": measured.reward_G[k]}
-        state.pq += [{"question": p.question, "answer": p.answer, **place} for p in questions]
+        state.pq += [{**row_of(p), **place} for p in questions]
         return {
             "event": "promotion",
             "step": state.step,

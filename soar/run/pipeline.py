@@ -20,7 +20,7 @@ from soar.loop.evaluate import count_correct, results_of, summarize
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
-from soar.loop.write import TeacherError
+from soar.loop.write import TeacherError, row_of
 from soar.problems.domain import domain_of
 from soar.problems.load import split
 from soar.report.alarms import alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
@@ -293,7 +293,7 @@ class Run:
         hints = arms.write_hints(self.env, self.hard_train, config) if arm == "hinted" else {}
         if arm == "hinted" and not hints:
             raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
-        rows = labelled(config, [{"question": p.question, "answer": p.answer} for p in questions])
+        rows = labelled(config, [row_of(p) for p in questions])
         hinted = [p for p in self.hard_train if p.id in hints]
         rows += [{"question": p.question, "answer": p.answer, "hint": hints[p.id]} for p in hinted]
         if rows:
