@@ -16,10 +16,11 @@ Everything here is plain data without torch, so that reports and checks load fas
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 VERSION = "0.2.0.dev0"
@@ -147,10 +148,16 @@ class Decision:
     repeat: int | None = None
 
 
-def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """The columns that a user function gets beside completion and gold answer: `question`, and those of the source."""
-    names = sorted({name for problem in problems for name in problem.extra})
-    columns = {name: [problem.extra.get(name) for problem in problems] for name in names}
+def shared_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all rows of a source say alike, as verl's data_source: it holds for the questions of a teacher too."""
+    return {key: value for key, value in rows[0].items() if all(key in row and row[key] == value for row in rows)}
+
+
+def columns_of(problems: Sequence[Problem], shared: Mapping[str, Any] = MappingProxyType({})) -> dict[str, list[Any]]:
+    """The columns that a user function gets beside completion and gold answer: `question`, and those of the source. shared:
+    for problems that have no such column (`shared_columns`)."""
+    names = sorted({*shared, *(name for problem in problems for name in problem.extra)})
+    columns = {name: [problem.extra.get(name, shared.get(name)) for problem in problems] for name in names}
     return {**columns, "question": [problem.question for problem in problems]}
 
 

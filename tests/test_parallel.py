@@ -270,10 +270,10 @@ def test_workers_that_end_early_are_named():
 def test_a_worker_loads_counts_names_other_weights_and_ends_with_its_gpu(env, monkeypatch):
     digest = env.backbone.base_digest()
     with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
-        Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
+        Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest, {}).open()
     with pytest.raises(WorkersLost, match="loaded other weights than the run's process"):
-        Worker(1, tiny_config(), os.getcwd(), "0" * 64).open()
-    worker = Worker(3, tiny_config(), os.getcwd(), digest)
+        Worker(1, tiny_config(), os.getcwd(), "0" * 64, {}).open()
+    worker = Worker(3, tiny_config(), os.getcwd(), digest, {})
     reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4] and reply.tokens > 8
     assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key")

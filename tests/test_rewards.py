@@ -10,7 +10,19 @@ from unittest.mock import Mock
 import pytest
 import torch
 from helpers import ROOT, WordChecker, random_stack
-from loop_helpers import Says, ScriptedLoop, UpdateLog, easy_problems, rollouts_of, tiny_config
+from loop_helpers import (
+    BRIEF,
+    Says,
+    ScriptedLoop,
+    UpdateLog,
+    easy_problems,
+    events,
+    read_jsonl,
+    rollouts_of,
+    run_tiny,
+    tiny_config,
+)
+from run_folders import write_jsonl
 from tables import cases
 from world_text import ANSWER_MARK
 
@@ -191,6 +203,7 @@ def three(a, b, c): return 1
 def a_string(completions, **kwargs): return "1"
 def two_values(completions, **kwargs): return [1.0, 1.0]
 def a_word(completion, answer): return "yes"
+def by_source(data_source, solution_str, ground_truth): return {"x": solution_str.endswith(ground_truth)}[data_source]
 def infinite(completion, answer): return float("inf")
 def no_score(completion, answer): return {"reward": 1.0}
 def raises(completion, answer): return 1 / 0
@@ -204,6 +217,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rewards") / "others.py"
     path.write_text(OTHERS, encoding="utf-8")
     return path
+
+
+def test_questions_of_a_teacher_have_what_all_rows_of_the_file_say(file, tmp_path):
+    """A function that goes by verl's data_source judges them too; the halves of the hard set keep all columns."""
+    texts = [{"question": problem.question, "answer": problem.answer} for problem in easy_problems(12)]
+    told = [{"data_source": "x", "level": level, **row} for level, row in enumerate(texts)]
+    keys = [f"problems.source={write_jsonl(tmp_path / 'p.jsonl', told)}", f"problems.verifier={file}:by_source"]
+    run_tiny(tmp_path / "run", *keys, *BRIEF, "teacher.steps=1", 'arms.run=["base"]')
+    (event,), half = events(tmp_path / "run", "outer_step"), read_jsonl(tmp_path / "run" / "hard" / "test.jsonl")
+    assert event["student_first"]["not_judged"] == 0.0
+    assert {(row["data_source"], row["level"] < 12) for row in half} == {("x", True)}
 
 
 ROW = {

@@ -68,6 +68,7 @@ class RolloutEnv:
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier, self.threads = backbone, sampler, fmt, verifier, threads
         self.scheme: Scheme = scheme
+        self.shared: dict[str, Any] = {}  # columns that a reward function gets with every problem (`shared_columns`)
         self._prompts: dict[str, list[int]] = {}
         self._lock = threading.Lock()
 
@@ -142,7 +143,7 @@ class RolloutEnv:
         rollouts, texts = self.sample(stack, problems_P_Q, attempts, seed_P, sampling, threads, first)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
         with self._lock:
-            columns = columns_of(asked)
+            columns = columns_of(asked, self.shared)
             if not getattr(self.verifier, "compares", True):  # a reward function may look at the tokens
                 pairs = zip(rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True)
                 columns["completion_ids"] = [tokens_T[:length] for tokens_T, length in pairs]

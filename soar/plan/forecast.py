@@ -32,7 +32,7 @@ from soar.report.page import OUTCOMES
 from soar.report.text import fill
 from soar.run.progress import Progress
 from soar.run.sizes import memory_of, size_of
-from soar.types import Problem, Rejection, UserError, Verdict, columns_of
+from soar.types import Problem, Rejection, UserError, Verdict, columns_of, shared_columns
 
 if TYPE_CHECKING:
     from soar.loop.rollout import RolloutEnv
@@ -358,6 +358,7 @@ def check_model(
             ends = ", ".join(map(repr, base.tokenizer.convert_ids_to_tokens(sorted(base.end_ids))))
             about = f"{size:,} parameters, {str(base.dtype).removeprefix('torch.')} on {base.device}"
             yield Finding("model", "ok", f"{config.model.path}: {about}; completions end at {ends}")
+            env.shared = {} if env.verifier.compares else shared_columns([problem.extra for problem in problems])
             say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
             name = "student"
             yield student_finding(env, config, problems)
@@ -463,6 +464,11 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     if not accepted:
         status = "unknown" if sampled < min(samples, ENOUGH) else "FAIL"
         return Finding("teacher", status, message, hint, tuple(details))
+    written = [outcome for outcome in outcomes if isinstance(outcome, Problem)][:SHOWN]
+    asked = () if env.verifier.compares else ([p.answer for p in written], columns_of(written, env.shared))
+    if asked and not any(verdict.judged for verdict in env.verifier.check_golds(*asked)):
+        hint = f"the verifier judges none of them ({env.verifier.last_error or 'it gives None'}); of the columns of the file"
+        return Finding("teacher", "FAIL", message, f"{hint} they have those that are equal in all rows", tuple(details))
     if (each := sampled / accepted) > teacher.max_tries:
         hint = f"an outer step would end without its pairs (teacher.max_tries = {teacher.max_tries}): {hint}"
     status = status_of(each > teacher.max_tries, accepted / sampled < LOW_RATE)

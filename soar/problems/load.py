@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.files import write_atomic, write_json
+from soar.files import finite, write_atomic, write_json
 from soar.problems.answers import LEXICON, PATTERNS, extract
 from soar.problems.prompts import FORMATS
 from soar.problems.sources import DataError, Row, environment, file_rows, gym_rows, hub_rows, split_source, with_options
@@ -272,19 +272,14 @@ def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tu
 
 
 def write_hard(
-    path: Path,
-    problems: Sequence[Problem],
-    screenings: Sequence[Screening],
-    evidence: Mapping[str, Any],
-    columns: bool = False,
+    path: Path, problems: Sequence[Problem], screenings: Sequence[Screening], evidence: Mapping[str, Any]
 ) -> None:
-    """Write the fail@K set: one JSON line for each problem, and `<path>.evidence.json` saying how it was screened.
-
-    columns: with further columns of the source. Both files appear whole."""
+    """Write the fail@K set: one JSON line for each problem, with all columns of its source, and `<path>.evidence.json` saying
+    how it was screened. Both files appear whole."""
     lines = ""
     for problem, screening in zip(problems, screenings, strict=True):
         fields = {"id": problem.id, "question": problem.question, "answer": problem.answer, **asdict(screening)}
-        lines += json.dumps({**(problem.extra if columns else {}), **fields}, default=str) + "\n"
+        lines += json.dumps({**finite(problem.extra), **fields}, default=str) + "\n"
     write_atomic(path, lines.encode())
     write_json(evidence_path(path), dict(sorted(evidence.items())))
 

@@ -42,10 +42,10 @@ Reply = namedtuple("Reply", "number pid key value tokens seconds ticks")
 
 class Worker:
     """One worker process: base model, sampler and verifier, loaded by the first call, also after a restart. cwd: folder in
-    which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same."""
+    which relative paths are looked up. digest: sha256 of the driver's base weights, the same here. shared: of its env."""
 
-    def __init__(self, number: int, config: Config, cwd: str, digest: str) -> None:
-        self.number, self.config, self.cwd, self.digest = number, config, cwd, digest
+    def __init__(self, number: int, config: Config, cwd: str, digest: str, shared: dict[str, Any]) -> None:
+        self.number, self.config, self.cwd, self.digest, self.shared = number, config, cwd, digest, shared
 
     @cached_property
     def env(self) -> RolloutEnv:
@@ -59,7 +59,7 @@ class Worker:
                 f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
                 "where one has a GPU and the other has none"
             )
-        self.meter = TokenMeter(env.sampler)
+        self.meter, env.shared = TokenMeter(env.sampler), self.shared
         return env
 
     def open(self) -> tuple[int, str]:
@@ -168,7 +168,7 @@ class RayParallel:
             try:
                 options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": self.cluster.retries}
                 kind = self._ray.remote(**options, max_task_retries=-1)(Worker)
-                given = (config, os.getcwd(), self._env.backbone.base_digest())
+                given = (config, os.getcwd(), self._env.backbone.base_digest(), self._env.shared)
                 self.actors = [kind.remote(number + 1, *given) for number in range(self.size)]
             except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
                 raise WorkersLost(

@@ -32,7 +32,7 @@ from soar.run.interrupts import StopRequest
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.setup import open_env
-from soar.types import Problem, Screening
+from soar.types import Problem, Screening, shared_columns
 
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
 LEFT_OUT = {
@@ -247,10 +247,10 @@ class HardSet(NamedTuple):
     evidence: Row
     event: Row
 
-    def write(self, path: Path, problems: list[Problem], columns: bool = False) -> None:
+    def write(self, path: Path, problems: list[Problem]) -> None:
         """Some of the problems as a file, with their counts and its evidence."""
         counts = {problem.id: screening for problem, screening in self.screened}
-        write_hard(path, problems, [counts[problem.id] for problem in problems], self.evidence, columns=columns)
+        write_hard(path, problems, [counts[problem.id] for problem in problems], self.evidence)
 
 
 def find_hard(
@@ -261,6 +261,7 @@ def find_hard(
     and RunFolderError when model, problems or prompts changed since the folder was begun."""
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     domain, evidence = domain_of(config.problems), evidence_key(config, env)
+    env.shared = {} if env.verifier.compares else shared_columns([problem.extra for problem in loaded.problems])
     # dtype before the model's hash: it tells why that one changed
     hashes = {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
     hashes |= {"domain": hashlib.sha256(evidence["domain"].encode()).hexdigest()} if domain.own else {}
@@ -330,7 +331,7 @@ def screen_folder(
         safe_point = partial((stop or StopRequest()).check, f": {again}")
         hard = find_hard(env, config, folder, progress, safe_point, reuse=False)
     if hard.problems:
-        hard.write(out / "hard.jsonl", hard.problems, columns=True)
+        hard.write(out / "hard.jsonl", hard.problems)
     write_json(out / "screen.json", hard.event)
     lines = table_lines(hard.event, config)
     write_atomic(out / "table.txt", ("\n".join(lines) + "\n").encode())
