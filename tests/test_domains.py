@@ -64,17 +64,17 @@ def small_sets(changes: dict[str, Any]) -> list[str]:
     return sets(*(f"{key}={json.dumps(value)}" for key, value in {**small, **changes}.items()))
 
 
-def soar_run(out: Path, **changes: Any) -> int:
-    """A run with a model and problems beside its folder. Columns under other names than ours: the loader finds them."""
-    rows = [{"problem": f"What is {i} and {i} and 5 ?", "solution": f"think\n#### {2 * i + 5}"} for i in range(8)]
-    model, problems = save_model(out.with_name("model")), write_jsonl(out.with_name("sums.jsonl"), rows)
-    words = ["run", "--model", str(model), "--problems", str(problems), "--out", str(out), "--quiet"]
-    return main([*words, *small_sets(changes)])
-
-
 def test_a_random_model_runs_to_the_end(tmp_path, capsys):
+    """With columns under other names than ours: the loader finds them."""
     out = tmp_path / "run"
-    assert soar_run(out) == 0, capsys.readouterr().err
+    rows = [{"problem": f"What is {i} and {i} and 5 ?", "solution": f"think\n#### {2 * i + 5}"} for i in range(8)]
+    place = [
+        "--model",
+        str(save_model(tmp_path / "model")),
+        "--problems",
+        str(write_jsonl(tmp_path / "sums.jsonl", rows)),
+    ]
+    assert main(["run", *place, "--out", str(out), "--quiet", *small_sets({})]) == 0, capsys.readouterr().err
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["outer_steps"], summary["promotions"]) == (2, 2)
     assert list(summary["arms"]) == ["base", "hard_only", "ps", "pq"]
@@ -86,13 +86,6 @@ def test_a_random_model_runs_to_the_end(tmp_path, capsys):
     assert sorted(int(row["answer"]) for row in hard) == [2 * i + 5 for i in range(8)]
     printed = capsys.readouterr().out
     assert "promotions: 2 in 2 outer steps" in printed and "pass@2" in printed
-
-
-@pytest.mark.parametrize(("changes", "message"), cases("domains", "refused"))
-def test_what_does_not_fit_the_model_is_refused_by_key(tmp_path, capsys, changes, message):
-    assert soar_run(tmp_path / "run", **changes) == 1
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,25 +118,7 @@ def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_a
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
-CLOSED = """
-import os, pty, signal, sys, time
-child, terminal = pty.fork()
-if child == 0:
-    from soar.run.interrupts import StopRequest
-    stop = StopRequest()
-    with stop.on_signals(print):
-        print("ready", flush=True)
-        while stop.reason is None:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGHUP)
-        print("a line that nobody reads", flush=True)
-        sys.stderr.write("nor this one")
-        sys.stderr.flush()
-    os._exit(stop.exit_code)
-assert b"ready" in os.read(terminal, 100)
-os.close(terminal)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
+CLOSED = (Path(__file__).parent / "cases" / "closed_terminal.txt").read_text(encoding="utf-8")
 
 
 def test_a_closed_terminal_asks_to_stop_and_nothing_fails_for_want_of_it():
