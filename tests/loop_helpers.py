@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from helpers import EOS, handmade_rollouts
-from run_folders import write_jsonl
+from tables import write_jsonl
 from torch import Tensor
 from world_text import ANSWER_MARK, WorldText
 

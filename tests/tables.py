@@ -1,5 +1,5 @@
 """Tables of cases: a line of `cases/NAME.jsonl` is the name of its table and then the values of one case. And what else
-needs no torch."""
+needs no torch: the files of run folders."""
 
 import json
 import time
@@ -23,3 +23,19 @@ def ends(process: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def change(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))

@@ -10,8 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, tiny_backbone
 from loop_helpers import BRIEF, TINY, events, read_jsonl, run_tiny, sets, tiny_config, write_problems
-from run_folders import write_jsonl
-from tables import cases
+from tables import cases, write_jsonl
 
 from soar.cli import main
 from soar.config import load

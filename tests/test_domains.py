@@ -17,8 +17,7 @@ from helpers import BOS, ROOT, tiny_model, tiny_tokenizer
 from loop_helpers import events, read_jsonl, sets, tiny_config, write_problems
 from multiple_choice import arrange
 from multiple_choice import verify as verify_choice
-from run_folders import write_jsonl
-from tables import cases
+from tables import cases, write_jsonl
 from test_sandbox import needs_one
 from tokenizers import processors
 

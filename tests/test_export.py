@@ -10,11 +10,10 @@ from typing import Any
 from unittest.mock import Mock, call
 
 import pytest
-import run_folders
 import torch
 from helpers import logits_of, random_stack
 from loop_helpers import read_jsonl, tiny_config
-from tables import cases
+from tables import cases, write_json, write_jsonl
 from world_text import ANSWER_MARK
 
 from soar.cli import main
@@ -32,7 +31,7 @@ def boxed(run: Path) -> Path:
     """A run whose manifest asks for boxed answers and math-verify."""
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["config"]["problems"] = {"format": "tags", "verifier": "math"}
-    run_folders.write_json(run / "manifest.json", manifest)
+    write_json(run / "manifest.json", manifest)
     (run / "hashes.json").unlink()
     return run
 
@@ -132,7 +131,7 @@ def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, veri
 def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     pairs = ("``````\n# owned <script>", "\u202e`````` ---\n"), ("\ud800 b", "1")
     rows = [{"question": question, "answer": answer} for question, answer in pairs]
-    run_folders.write_jsonl(boxed / "pq.jsonl", rows)
+    write_jsonl(boxed / "pq.jsonl", rows)
     export.export_questions(boxed, tmp_path / "out", "jsonl")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     headings = [line for line in card.splitlines() if line.startswith("# ")]

@@ -21,8 +21,7 @@ import pytest
 from filelock import FileLock
 from helpers import ROOT
 from loop_helpers import TINY, outcome, sets
-from run_folders import change
-from tables import cases
+from tables import cases, change
 from test_record import content, spoil
 
 from soar.cli import main

@@ -8,8 +8,7 @@ from unittest.mock import Mock, call
 
 import pytest
 from loop_helpers import events, read_jsonl, run_tiny, skills, tiny_config
-from run_folders import write_jsonl
-from tables import cases
+from tables import cases, write_jsonl
 
 from soar.cli import main
 from soar.files import read_object

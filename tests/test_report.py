@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loop_helpers import read_jsonl
-from tables import cases
+from tables import cases, change, write_json, write_jsonl
 
 from soar.files import visible
 from soar.report import page as report
@@ -79,14 +78,14 @@ HOSTILE = [text for (text,) in cases("run_folders", "hostile")]
 def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run with hostile questions, in which no arm and no step has the figures of another."""
     folder = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "tiny"))
-    run_folders.change(folder / "manifest.json", b'"--quiet"', b'"name=my demo"')
+    change(folder / "manifest.json", b'"--quiet"', b'"name=my demo"')
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     for n, entry in enumerate(summary["arms"].values(), 1):
         low, share, high = 0.001 * n, 0.004 * n, 0.02 * n
         entry["pass_at"] = {"1": share, "4": 10 * share}
         entry["interval_95"] = {"1": [low, high], "4": [10 * low, 10 * high]}
     summary["wall_seconds"] = {"screen": 41.2, "loop": 196.4, "arms": 119.3, "evaluate": 33.9}
-    run_folders.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     rows = {name: read_jsonl(folder / f"{name}.jsonl") for name in ("metrics", "questions", "pq")}
     for n, step in enumerate((row for row in rows["metrics"] if row["event"] == "outer_step"), 1):
         step |= {"reward_mean": 0.1 * n, "best_pass_rate": 0.2 * n, "student_rollouts": 69_120 * n, "promoted": n == 1}
@@ -94,7 +93,7 @@ def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row, text in zip(rows[name], HOSTILE, strict=False):
             row["question"], row["answer"] = text, text
     for name, written in rows.items():
-        run_folders.write_jsonl(folder / f"{name}.jsonl", written)
+        write_jsonl(folder / f"{name}.jsonl", written)
     return folder
 
 
@@ -210,7 +209,7 @@ def test_page_says_what_votes_trust_and_practice_were(run):
         ("manifest.json", b'"curriculum_steps": 0', b'"curriculum_steps": 1000'),
         ("metrics.jsonl", b'"hard": 12, "attempts": 4', b'"hard": 12, "attempts": 0'),
     ):
-        run_folders.change(run / name, old, new)
+        change(run / name, old, new)
     text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert "with the answer that most of 8 attempts of the base model give, which nobody checks" in text
     assert "12 problems were taken as hard, untried (screen.attempts = 0)" in text and "Correct attempts" not in text
@@ -229,19 +228,19 @@ def test_hostile_text_in_every_other_place(tmp_path):
     bad = "<b onclick=x>\x1b\u202e{{7*7}}"
     config = {bad: bad, "model": {"path": bad}}
     manifest = dict.fromkeys(("name", "seed", "started_at"), bad) | {"command": [bad], "config": config}
-    run_folders.write_json(tmp_path / "manifest.json", manifest)
+    write_json(tmp_path / "manifest.json", manifest)
     counts = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
-    run_folders.write_json(tmp_path / "summary.json", {"arms": {bad: counts}, "wall_seconds": {bad: 1.0}})
+    write_json(tmp_path / "summary.json", {"arms": {bad: counts}, "wall_seconds": {bad: 1.0}})
     step = {"event": "outer_step", "step": 1, "reward_G": [0.1, 0.2], "promoted": True, "reason": bad, "sampled": 3}
     metrics: list[dict[str, Any]] = [
         {"event": "screen", "histogram": {bad: 3}, "candidates": bad, "hard": 1, "attempts": 4},
         {**step, "accepted": 2, "rejected": {bad: 1}},
         {"event": "alarm", "kind": bad, "message": bad, "step": bad},
     ]
-    run_folders.write_jsonl(tmp_path / "metrics.jsonl", metrics)
+    write_jsonl(tmp_path / "metrics.jsonl", metrics)
     question = dict.fromkeys(("dataset", "question", "answer", "topic", "reward", "correct", "id"), bad) | {"step": 1}
     for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl"):
-        run_folders.write_jsonl(tmp_path / name, [question, question | {"topic": "b"}])
+        write_jsonl(tmp_path / name, [question, question | {"topic": "b"}])
     html = write_report(tmp_path).read_text(encoding="utf-8")
     page = Page(html)
     assert page.wrong == [] and page.all("b") == []
@@ -337,7 +336,7 @@ def test_damaged_files_are_named(tiny_run, tmp_path):
         write_report(tmp_path / "nothing")
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
-    run_folders.write_json(tmp_path / "run" / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
+    write_json(tmp_path / "run" / "now.json", {"task": "<b>loop", "done": 7, "total": 9, "left": 61})
     kept = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:5]  # the second promotion is not there
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))
     text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
@@ -375,11 +374,11 @@ def some(keys: str, **fixed: Any) -> Any:
     some("arms promotions outer_steps wall_seconds paired"),
 )
 def test_no_content_of_the_files_stops_the_report(tmp_path, metrics, rows, manifest, summary):
-    run_folders.write_json(tmp_path / "manifest.json", manifest)
-    run_folders.write_json(tmp_path / "summary.json", summary)
-    run_folders.write_jsonl(tmp_path / "metrics.jsonl", metrics)
+    write_json(tmp_path / "manifest.json", manifest)
+    write_json(tmp_path / "summary.json", summary)
+    write_jsonl(tmp_path / "metrics.jsonl", metrics)
     for name in ("questions.jsonl", "pq.jsonl", "hard/train.jsonl", "hard/test.jsonl"):
-        run_folders.write_jsonl(tmp_path / name, rows)
+        write_jsonl(tmp_path / name, rows)
     assert Page(write_report(tmp_path).read_text(encoding="utf-8")).wrong == []
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
 from loop_helpers import TINY, easy_problems, events, hard_problems, read_jsonl, sets, tiny_config
-from run_folders import write_jsonl
+from tables import write_jsonl
 
 from soar.cli import main
 from soar.config import ConfigError

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_folders
 from loop_helpers import TINY, read_jsonl, tiny_config
-from tables import cases, ends
+from tables import cases, ends, write_json, write_jsonl
 from test_inputs import prepare
 
 from soar.cli import main
@@ -98,10 +97,10 @@ def cell_of(folder: Path, seed: int, attempts: int, correct: list[int], tokens: 
         entry = {"pass_at": {"1": 0.5}, "attempts": attempts, "student_rollouts": spent}
         summary["arms"][arm] = {**entry, **more}
         events_of.append({"event": "evaluation", "arm": arm, "correct": counts, **entry})
-    run_folders.write_json(cell.folder / "manifest.json", {})
-    run_folders.write_json(cell.folder / "summary.json", summary)
-    run_folders.write_jsonl(cell.folder / "metrics.jsonl", events_of)
-    run_folders.write_jsonl(cell.folder / "hard" / "test.jsonl", [{"id": str(i)} for i in range(len(correct))])
+    write_json(cell.folder / "manifest.json", {})
+    write_json(cell.folder / "summary.json", summary)
+    write_jsonl(cell.folder / "metrics.jsonl", events_of)
+    write_jsonl(cell.folder / "hard" / "test.jsonl", [{"id": str(i)} for i in range(len(correct))])
     return cell
 
 
@@ -150,7 +149,7 @@ def test_a_teacher_that_collapsed(tmp_path):
         {"event": "outer_step", "step": i, "distinct_share": share, "vendi": 9.0, "accepted": 3, "sampled": 4}
         for i, share in enumerate(shares)
     ]
-    run_folders.write_jsonl(cell.folder / "metrics.jsonl", steps)
+    write_jsonl(cell.folder / "metrics.jsonl", steps)
     study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0]})
     (teacher,) = collect(study, [cell], {}, study.model_dump(mode="json"))["loops"]
     (entry,) = teacher["cells"]

@@ -95,8 +95,9 @@ def test_no_file_of_a_run_holds_a_secret(odd, capsys):
 def shell(line: str, **variables: str) -> tuple[int, str, str]:
     """Exit code of the first command of a pipe, standard output and error. `soar` is this checkout's."""
     script = "set -o pipefail; " + line.replace("soar ", f"{shlex.quote(sys.executable)} -m soar.cli ", 1)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_folders import write_jsonl
-from tables import cases
+from tables import cases, write_jsonl
 
 import soar
 from soar.cli import grade, main
@@ -181,8 +180,7 @@ def test_a_script_without_main_guard_is_told_to_have_one(tmp_path, monkeypatch):
         "def grade(completions, answer, **columns):\n    return [1.0]\n"
         "with VerifierPool(f'{__file__}:grade', workers=1, timeout_s=60) as pool:\n    pool.check(['ab'], ['a'])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert "VerifierError" in done.stderr and "put that under `if __name__ == '__main__':`" in done.stderr
     monkeypatch.setenv(MARK, "1")
     with pytest.raises(VerifierError, match="calls soar when imported"):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_folders
 from loop_helpers import read_jsonl
 from rich.console import Console
+from tables import write_json, write_jsonl
 
 from soar.cli import main
 from soar.report import text as wording
@@ -31,8 +31,8 @@ def step(number: int, rewards: list[float | None], seconds: float = 60.0, **more
 
 def begin(folder: Path, steps: int = 10) -> Path:
     config = {"teacher": {"steps": steps}, "promotion": {"tau": 0.01}}
-    run_folders.write_json(folder / "manifest.json", {"name": "mine", "config": config})
-    run_folders.write_jsonl(folder / "metrics.jsonl", [{"event": "screen", "hard": 12, "candidates": 40}])
+    write_json(folder / "manifest.json", {"name": "mine", "config": config})
+    write_jsonl(folder / "metrics.jsonl", [{"event": "screen", "hard": 12, "candidates": 40}])
     return folder
 
 
@@ -48,7 +48,7 @@ def lines_of(folder: Path, age: float = 3.0) -> list[str]:
 def test_the_view_of_a_running_run(tmp_path):
     folder = begin(tmp_path)
     now = {"task": "outer loop", "done": 2.0, "total": 10.0, "left": 1200.0}
-    run_folders.write_json(folder / "now.json", now)
+    write_json(folder / "now.json", now)
     add(folder, "metrics.jsonl", step(0, [0.01, 0.03]), step(1, [0.0, 0.04, None]))
     add(folder, "metrics.jsonl", {"event": "promotion", "step": 1, "baseline_pass_rate": 0.02, "pass_rate": 0.06})
     add(folder, "metrics.jsonl", {"event": "alarm", "step": 1, "kind": "odd", "message": "something\nodd"})
@@ -71,12 +71,12 @@ def test_the_view_of_a_running_run(tmp_path):
 def test_a_paused_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
     folder, out = begin(tmp_path), io.StringIO()
     paused = {"reason": "limits.max_hours = 8 reached", "resume": "soar run --out mine --resume"}
-    run_folders.write_json(folder / "paused.json", paused)
+    write_json(folder / "paused.json", paused)
     watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
     assert f"paused: {paused['reason']}\ncontinue with: {paused['resume']}\n" in out.getvalue()
     folder, out = begin(tmp_path / "live"), io.StringIO()
     add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
-    monkeypatch.setattr(watch.time, "sleep", lambda s: run_folders.write_json(folder / "summary.json", {"arms": {}}))
+    monkeypatch.setattr(watch.time, "sleep", lambda s: write_json(folder / "summary.json", {"arms": {}}))
     monkeypatch.delenv("NO_COLOR", raising=False)
     watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
     assert "mine: at work" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
@@ -85,12 +85,12 @@ def test_a_paused_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
 def test_foreign_text_cannot_command_the_terminal(run, tmp_path):
     """Every text of a foreign folder, in the view and in the lines of a run: names of arms too."""
     folder, out = begin(tmp_path), io.StringIO()
-    run_folders.write_json(folder / "manifest.json", {"name": HOSTILE, "config": {"teacher": {"steps": 3}}})
+    write_json(folder / "manifest.json", {"name": HOSTILE, "config": {"teacher": {"steps": 3}}})
     entry = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
     add(folder, "metrics.jsonl", step(0, [0.1], accepted=HOSTILE, sampled=HOSTILE))
     add(folder, "metrics.jsonl", {"event": "alarm", "step": 0, "kind": HOSTILE, "message": HOSTILE})
     add(folder, "questions.jsonl", {"step": 0, "question": HOSTILE, "answer": HOSTILE, "reward": 0.1})
-    run_folders.write_json(folder / "summary.json", {"arms": {HOSTILE: entry}})
+    write_json(folder / "summary.json", {"arms": {HOSTILE: entry}})
     console = Console(file=out, width=300)
     watch.follow(folder, console, 0.01)
     progress = Progress(console)
@@ -131,7 +131,7 @@ def test_the_page_of_a_run_at_work_is_served_to_this_machine_alone(tmp_path, mon
     assert ask(path, method="POST").status == 501
     assert [ask(path).status for _ in range(6)] == [200] * 6
     assert len(drawn) <= 2, "drawn every ten seconds, not for each"
-    run_folders.write_json(folder / "summary.json", {"arms": {}})
+    write_json(folder / "summary.json", {"arms": {}})
     monkeypatch.setattr(watch, "FRESH_SECONDS", 1e-6)
     answer = ask(path)
     assert answer.headers["Refresh"] is None and b"finished" in answer.read()
