@@ -28,10 +28,10 @@ from soar.report.export import files_of
 from soar.types import Problem, Screening, Verdict, columns_of
 
 
-def write(path: Path, rows: list[Any], encoding: str = "utf-8", end: str = "\n") -> str:
+def write(path: Path, rows: list[Any]) -> str:
     """A JSONL file of `rows` (texts are written as they are); its path."""
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_bytes((end.join(lines) + end).encode(encoding))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
 
 

@@ -139,21 +139,7 @@ POINTS = [("soar.loop.teacher", 1), ("soar.loop.student", 2)]
 """Amid the second outer step (before the teacher learns), and amid the students of a later one."""
 
 # Ends the process by SIGKILL at the n-th call of the update of the named file.
-KILLED = """
-import importlib, os, signal, sys
-room, calls = importlib.import_module(sys.argv[1]), [int(sys.argv[2])]
-real = room.update
-
-def update(*arguments, **named):
-    calls[0] -= 1
-    if calls[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **named)
-
-room.update = update
-from soar.cli import main
-sys.exit(main(sys.argv[3:]))
-"""
+KILLED = (Path(__file__).parent.parent / "cases" / "killed_update.txt").read_text(encoding="utf-8")
 
 
 def run(out: Path, *more: str, killed: tuple[str, int] | None = None) -> int:
