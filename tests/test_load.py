@@ -83,7 +83,7 @@ def test_families_of_2026_sample_and_train(name, reason, settings):
     """Sampler and trainer agree, and small micro-batches give the gradient of all together. reason: why a
     family goes its own way ("": it does not)."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES, **settings))
+    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES | settings))
     for parameter in model.parameters():
         parameter.data.mul_(4.0 if parameter.dim() > 1 else 1.0)
     gradients = []

@@ -250,13 +250,16 @@ def install(model: Any) -> bool:
     shape took a fifth longer with it (docs/performance.md).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    reason = ""
+    reason, config = "", model.config.get_text_config()
+    width = getattr(config, "qk_head_dim", getattr(config, "head_dim", None))
     if not getattr(model, "_supports_attention_backend", False):
         reason = "has no pluggable attention"
     elif any(name.endswith(".sinks") for name, _ in model.named_parameters()):
         reason = "has attention sinks"
     elif any(type(layer) not in PLAIN for layer in DynamicCache(config=model.config).layers):
         reason = "has layers that keep a state"
+    elif getattr(config, "v_head_dim", width) != width:
+        reason = "has values of another width than its keys"
     if reason:
         warnings.warn(
             f"{type(model).__name__} {reason}: it goes through its own attention and cache, a prompt anew for every "
