@@ -168,9 +168,9 @@ def test_plain_lines_with_a_time_estimate(monkeypatch, tmp_path):
             clock["now"] += 60.0
             advance(1)
         clock["now"] += 1.0
-        students.set(2, 5)  # too soon for another line
+        students(0, 2, 5)  # too soon for another line
         clock["now"] += 19.0
-        students.set(3, 5)
+        students(0, 3, 5)
         noted = json.loads(report.file.read_text())
     assert out.getvalue().splitlines() == [
         "outer loop: 5/10, students: 0/5, about 0:05:00 left, about 0:10:00 of the whole run left",

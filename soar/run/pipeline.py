@@ -156,7 +156,7 @@ class Run:
         with steps as advance, self.progress.task("  students", 1, transient=True) as inner:
             advance(state.step)
             kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
-            loop = kind(self.env, self.hard_train, config, state, inner.set, self.teacher_reward)
+            loop = kind(self.env, self.hard_train, config, state, lambda *done: inner(0, *done), self.teacher_reward)
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             self.folder.append("metrics.jsonl", loop.validate())
             while loop_end(config, state.step, state.promotions) is None:

@@ -3,16 +3,15 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.progress import Task as Bar
 
 from soar.files import write_json
 from soar.report.watch import terminal_text
@@ -23,22 +22,6 @@ NOTE_SECONDS = 5.0  # from one note of where a run is to the next, for those who
 PLAIN_WIDTH = 118  # columns of a line where no terminal says how wide it is
 REDRAWS = 2  # a second: often enough for bars, and cheap beside training on the same cores
 NARROW = 60  # columns below which a bar would leave no room for its numbers
-
-
-class Task:
-    """One bar. Call it with the number of finished items, or `set` it; safe from several threads."""
-
-    def __init__(self, owner: "Progress", name: str, total: int) -> None:
-        self.owner, self.bar = owner, owner.bars.add_task(name, total=max(1, total), run="")
-
-    def __call__(self, items: int) -> None:
-        self.owner.bars.update(self.bar, advance=items)
-        self.owner.note()
-
-    def set(self, done: int, total: int) -> None:
-        """Finished items and total, for a task that starts again."""
-        self.owner.bars.update(self.bar, completed=done, total=max(1, total))
-        self.owner.note()
 
 
 class SteadyConsole(Console):
@@ -96,7 +79,7 @@ class Progress:
         while not self._over.wait(1.0):
             self.remind()
 
-    def _going_on(self) -> list[Bar]:
+    def _going_on(self) -> list[Task]:
         return [bar for bar in self.bars.tasks if not bar.finished and bar.stop_time is None]
 
     def remind(self) -> None:
@@ -112,7 +95,7 @@ class Progress:
         words += [f"about {timedelta(seconds=round(seconds))} {what}" for seconds, what in times if seconds is not None]
         self.say(", ".join(words))
 
-    def _left(self, bar: Bar) -> tuple[float | None, float | None]:
+    def _left(self, bar: Task) -> tuple[float | None, float | None]:
         """Seconds left of a task at its pace, and of the whole run: what is to come by the plan, at that pace."""
         left, names, expected = bar.time_remaining, list(self.plan), self.plan.get(bar.description, 0.0)
         if bar.speed and bar.total and expected:
@@ -144,15 +127,23 @@ class Progress:
             self.remind()
 
     @contextmanager
-    def task(self, name: str, total: int, transient: bool = False) -> Iterator[Task]:
-        """A bar, or plain lines with a time estimate."""
+    def task(self, name: str, total: int, transient: bool = False) -> Iterator[Callable[..., None]]:
+        """A bar, or plain lines with a time estimate. Yields what moves it, from any thread: by a number of items, or to so
+        many `completed` of `total` for a task that starts again."""
         self.now("")
-        task = Task(self, name, total)
+        bar = self.bars.add_task(name, total=max(1, total), run="")
+
+        def advance(items: int = 0, completed: int | None = None, total: int | None = None) -> None:
+            self.bars.update(
+                bar, advance=items or None, completed=completed, total=None if total is None else max(1, total)
+            )
+            self.note()
+
         try:
-            yield task
+            yield advance
         finally:
-            self.bars.update(task.bar, run="")  # what is left of the run is no word on a bar that stays
-            self.bars.remove_task(task.bar) if transient else self.bars.stop_task(task.bar)
+            self.bars.update(bar, run="")  # what is left of the run is no word on a bar that stays
+            self.bars.remove_task(bar) if transient else self.bars.stop_task(bar)
 
     def say(self, line: str) -> None:
         self._said = time.monotonic()

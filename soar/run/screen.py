@@ -284,7 +284,7 @@ def find_hard(
         with progress.task("screening", len(problems) * config.screen.attempts) as advance:
 
             def note(done: int, total: int) -> None:
-                advance.set(done, total)
+                advance(completed=done, total=total)
                 safe_point()
 
             found = screen(env, problems, config, folder, evidence, note)
