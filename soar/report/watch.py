@@ -90,6 +90,8 @@ def follow(path: Path, console: Console, every: float = 2.0, once: bool = False)
             began = time.monotonic()
             run = read_run(path)
             live.update(view(), refresh=True)
+    if not console.is_terminal:
+        console.line()  # with which a live view ends on a terminal alone
 
 
 def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
