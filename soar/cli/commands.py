@@ -372,7 +372,8 @@ def eval_(
             raise ConfigError(f"--adapter {folder}: no adapter there (adapter_config.json), for example RUN/student")
     around = adapter[0].resolve().parents[:2] if adapter else ()
     run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
-    unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0"]  # they are about the run's own
+    # These keys are about the run's own problems, and its arms may need what others do not have.
+    unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0", "arms.run=[]"]
     config = config_of(recipe or run, model, problems, [*unset, *overriding(sets, workers)])
     with Progress(quiet=quiet) as progress:
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
