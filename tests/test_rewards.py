@@ -22,8 +22,7 @@ from loop_helpers import (
     run_tiny,
     tiny_config,
 )
-from run_folders import write_jsonl
-from tables import cases
+from tables import cases, write_jsonl
 from world_text import ANSWER_MARK
 
 from soar import seeds
