@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 VERSION = "0.2.0.dev0"
@@ -150,10 +149,10 @@ class Decision:
 
 def shared_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all rows of a source say alike, as verl's data_source: it holds for the questions of a teacher too."""
-    return {key: value for key, value in rows[0].items() if all(key in row and row[key] == value for row in rows)}
+    return {key: value for key, value in next(iter(rows), {}).items() if all(row.get(key) == value for row in rows)}
 
 
-def columns_of(problems: Sequence[Problem], shared: Mapping[str, Any] = MappingProxyType({})) -> dict[str, list[Any]]:
+def columns_of(problems: Sequence[Problem], shared: Mapping[str, Any] = {}) -> dict[str, list[Any]]:
     """The columns that a user function gets beside completion and gold answer: `question`, and those of the source. shared:
     for problems that have no such column (`shared_columns`)."""
     names = sorted({*shared, *(name for problem in problems for name in problem.extra)})

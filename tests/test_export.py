@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, call
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import logits_of, random_stack
@@ -84,7 +85,6 @@ def test_the_trl_file_trains_a_step(tiny_run, tmp_path, monkeypatch):
 
 def test_the_verl_file_and_its_reward(boxed, tmp_path, monkeypatch):
     """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`; the reward is the verifier of the run."""
-    pq = pytest.importorskip("pyarrow.parquet")
     with monkeypatch.context() as patch, pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
         patch.setitem(sys.modules, "pyarrow", None)
         export.export_questions(boxed, tmp_path / "out", "verl")
@@ -113,17 +113,42 @@ def test_the_verl_file_and_its_reward(boxed, tmp_path, monkeypatch):
     assert accuracy_reward(said, [export.solution(domain, gold) for gold in golds]) == [1.0] * len(golds)
 
 
+def test_a_reward_function_goes_along(boxed, tmp_path, monkeypatch):
+    """With its file, its threshold and the columns that it reads, so it judges wherever the export lies."""
+    monkeypatch.chdir(tmp_path)
+    body = "return {'x': 0.5}[data_source] * solution_str.endswith(ground_truth)"
+    Path("mine.py").write_text(f"def grade(data_source, solution_str, ground_truth, extra_info):\n    {body}\n")
+    manifest, half = json.loads((boxed / "manifest.json").read_text()), boxed / "hard" / "train.jsonl"
+    manifest["config"]["problems"] = {"format": "tags", "verifier": "mine.py:grade", "success_at": 0.5}
+    run_folders.write_json(boxed / "manifest.json", manifest)
+    run_folders.write_jsonl(half, [{**row, "data_source": "x", "level": i} for i, row in enumerate(read_jsonl(half))])
+    for form in ("trl", "verl"):
+        words = ["export", str(boxed), "--trust-run", "--with-hard", "--format", form, "--out", str(tmp_path / form)]
+        assert main(words) == 0
+    monkeypatch.chdir(boxed)
+    rows, reward = read_jsonl(tmp_path / "trl" / "train.jsonl"), module_at(tmp_path / "trl" / "reward.py")
+    columns = {key: [row.get(key) for row in rows] for key in rows[-1]}
+    assert {*columns["data_source"]} == {"x"} and columns["level"][-1] == len(read_jsonl(half)) - 1
+    assert reward.accuracy(columns["answer"], **columns) == [1.0] * len(rows)
+    row, reward = (
+        pq.read_table(tmp_path / "verl" / "train.parquet").to_pylist()[0],
+        module_at(tmp_path / "verl" / "reward.py"),
+    )
+    scores = [reward.compute_score(row["data_source"], text, "7", row["extra_info"]) for text in ("it is 7", "it is 8")]
+    assert scores == [1.0, 0.0] and row["extra_info"]["index"] == 0
+
+
 @pytest.mark.parametrize(("verifier", "style", "right", "wrong"), cases("export", "reward alone"))
 def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, verifier, style, right, wrong):
     pytest.importorskip("math_verify")
     domain = export.domain_of_run(read_run(boxed))
     file, prompts = tmp_path / "reward.py", replace(domain.prompts, answer_style=style)
     monkeypatch.setitem(sys.modules, "soar.problems.pool", None)
-    file.write_bytes(export.reward_file(replace(domain, verifier=verifier, prompts=prompts)))
+    file.write_bytes(export.reward_files(replace(domain, verifier=verifier, prompts=prompts), {})["reward.py"])
     reward = module_at(file)
     assert reward.accuracy([right, wrong, "none"], ["0.5"] * 3) == [1.0, 0.0, 0.0]
     other = tmp_path / "other.py"
-    other.write_bytes(export.reward_file(replace(domain, verifier="mine.py:grade")))
+    other.write_bytes(export.reward_files(replace(domain, verifier="mine.py:grade"), {})["reward.py"])
     with pytest.raises(ModuleNotFoundError, match="soar"):
         module_at(other)
 
@@ -139,7 +164,7 @@ def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     assert sum(line.startswith("``````") for line in card.splitlines()) == 2
     assert read_jsonl(tmp_path / "out" / "questions.jsonl")[1]["question"] == "? b", "no lone surrogate"
     hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028.py:f')
-    tree = compile(export.reward_file(hostile).decode(), "reward.py", "exec")
+    tree = compile(export.reward_files(hostile, {})["reward.py"].decode(), "reward.py", "exec")
     assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 
 

@@ -294,9 +294,9 @@ def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
     return VerifierPool(domain, timeout_s=seconds, workers=workers, **more)
 
 
-def make_pool(verifier: str, answer_style: str, domain: str = "") -> VerifierPool:
+def make_pool(verifier: str, answer_style: str, domain: str = "", **limits: float) -> VerifierPool:
     """A pool by names, for exported rewards: of a domain, or of a verifier and an answer style."""
-    return VerifierPool(load_domain(domain) if domain else verifier, answer_style=answer_style)
+    return VerifierPool(load_domain(domain) if domain else verifier, answer_style=answer_style, **limits)  # type: ignore
 
 
 def _parse_answer(completion: Any) -> str | None:
@@ -420,7 +420,6 @@ def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float
             except (Exception, SystemExit) as error:  # a check may fail in any way; that is its verdict
                 file = name.rpartition(":")[0].removesuffix(".py").replace(".", "/").rpartition("/")[2]
                 lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == file]
-                place = f"{name}, line {lines[-1]}" if lines else name
-                message = f"{place}: {type(error).__name__}: {error}"[:500]
+                message = f"{name}{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {error}"[:500]
                 answer = json.dumps({"verdict": Verdict.CRASHED, "message": message}).encode()
             signal.alarm(0)

@@ -15,8 +15,10 @@ from soar.files import Row, json_bytes, read_object, visible, write_atomic, writ
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
 from soar.report.text import ARM_MEANINGS, fill, held_out
-from soar.types import VERSION, UserError, import_extra
+from soar.types import VERSION, UserError, import_extra, shared_columns
 
+# Of the row of a hard problem: no columns of its source, or written anew.
+OURS = {"id", "question", "answer", "successes", "attempts", "truncated", "prompt", "reward_model"}
 SOURCES = {"pq": "promotion questions", "all": "accepted questions"}
 
 
@@ -47,11 +49,14 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     if not questions:
         why = "pq.jsonl: no student was promoted; export every accepted question with --questions all"
         raise ExportError(f"{run.path}/{why if source == 'pq' else 'questions.jsonl: no outer step is finished yet'}")
-    rows = []
+    function = ":" in str(mapping(run.config.get("problems")).get("verifier"))  # it may read any column
+    told = [{k: v for k, v in row.items() if k not in OURS} for row in run.hard_train if function]
+    rows, shared = list[Row](), shared_columns(told)
     for row in (*questions, *hard):
+        more = {k: v for k, v in row.items() if k not in OURS} if function and "successes" in row else shared
         texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
         places = {key: count(row.get(key)) for key in ("step", "dataset")}
-        rows.append({**texts, **places, "reward": number(row.get("reward"))})
+        rows.append({**more, **texts, **places, "reward": number(row.get("reward"))})
     return rows
 
 
@@ -64,18 +69,21 @@ def _trl_row(domain: Domain, row: Row) -> Row:
     """`prompt` (a chat, or text for formats without turns), `solution`, and where the row comes from."""
     text = domain.prompts.student_text(row["question"])
     prompt: Any = [{"role": "user", "content": text}] if domain.prompts.turns else text
-    kept = {key: value for key, value in row.items() if key != "question" or domain.own}  # a domain may look at it
-    return {"prompt": prompt, "solution": solution(domain, row["answer"]), **kept}
+    kept = {
+        k: v for k, v in row.items() if k != "question" or domain.own or ":" in domain.verifier
+    }  # they may look at it
+    return {"prompt": prompt, **kept, "solution": solution(domain, row["answer"])}
 
 
 def _verl_row(domain: Domain, i: int, row: Row) -> Row:
     """The five fields of verl's data preparation."""
+    told = {key: value for key, value in row.items() if key != "extra_info"} | mapping(row.get("extra_info"))
     return {
-        "data_source": "soar",
+        "data_source": row.get("data_source", "soar"),
         "prompt": [{"role": "user", "content": domain.prompts.student_text(row["question"])}],
         "ability": "math" if domain.verifier in ("math", "number") and not domain.own else "reasoning",
         "reward_model": {"style": "rule", "ground_truth": row["answer"]},
-        "extra_info": {"index": i, "split": "train", **row},
+        "extra_info": {"index": i, "split": "train", **told},
     }
 
 
@@ -87,18 +95,21 @@ def _parquet(rows: list[Row]) -> bytes:
     return sink.getvalue()
 
 
-def reward_file(domain: Domain) -> bytes:
-    """`reward.py` from its template, by JSON text, which is valid Python for strings."""
-    return f"{fill('export/reward.py.in', domain=domain)}\n".encode()
+def reward_files(domain: Domain, keys: Row) -> dict[str, bytes]:
+    """`reward.py`, by JSON text, which is valid Python, and the user's file that it needs. keys: the config's problems."""
+    named, own = domain.reference or domain.verifier, dict[str, bytes]()
+    if (file := Path(named.rpartition(":")[0])).suffix == ".py" and file.is_file():
+        named, own = f"verifier.py:{named.rpartition(':')[2]}", {"verifier.py": file.read_bytes()}
+    return {"reward.py": f"{fill('export/reward.py.in', domain=domain, named=named, keys=keys)}\n".encode(), **own}
 
 
-def files_of(form: str, domain: Domain, rows: list[Row]) -> dict[str, bytes]:
-    """Files of an export by path, the data first. form: trl, verl or jsonl (a dataset folder)."""
+def files_of(form: str, domain: Domain, rows: list[Row], keys: Row) -> dict[str, bytes]:
+    """Files of an export by path, the data first. form: trl, verl or jsonl (a dataset folder). keys: as of `reward_files`."""
     if form == "verl":
         data = _parquet([_verl_row(domain, i, row) for i, row in enumerate(rows)])
-        return {"train.parquet": data, "reward.py": reward_file(domain)}
+        return {"train.parquet": data, **reward_files(domain, keys)}
     lines = b"".join(json_bytes(_trl_row(domain, row) if form == "trl" else row) for row in rows)
-    return {"train.jsonl": lines, "reward.py": reward_file(domain)} if form == "trl" else {"questions.jsonl": lines}
+    return {"train.jsonl": lines, **reward_files(domain, keys)} if form == "trl" else {"questions.jsonl": lines}
 
 
 def card(file: str, /, **values: Any) -> bytes:
@@ -127,7 +138,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         if damage:
             raise ExportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
     rows = collect(run, source, with_hard)
-    files = files_of(form, domain, rows)
+    files = files_of(form, domain, rows, mapping(run.config.get("problems")))
     files["README.md"] = card(
         "questions",
         form=form,

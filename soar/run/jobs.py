@@ -133,14 +133,14 @@ class FileLoop(OuterLoop):
 
     def _emit(self, place: Path, sets: dict[str, list[Problem]], jobs: dict[str, Any]) -> None:
         """The folder of a step; jobs.json comes last."""
-        domain, model = domain_of(self.config.problems), self.config.model
+        domain, model, keys = domain_of(self.config.problems), self.config.model, dict(self.config.problems)
         forms = ("trl", "verl") if importlib.util.find_spec("pyarrow") else ("trl",)
         about = {"step": self.state.step, "dataset": None, "reward": None}
         for name, problems in {**sets, "measure": self.draw_reward_questions()}.items():
             kind = {"kind": "hard" if name == "measure" else "accepted"}
-            rows = [{"question": p.question, "answer": p.answer, **kind, **about} for p in problems]
-            for file, content in (item for form in forms for item in files_of(form, domain, rows).items()):
-                write_atomic(place / file if file == "reward.py" else place / name / file, content)
+            rows = [{**self.env.shared, "question": p.question, "answer": p.answer, **kind, **about} for p in problems]
+            for file, content in (item for form in forms for item in files_of(form, domain, rows, keys).items()):
+                write_atomic(place / file if file.endswith(".py") else place / name / file, content)
         save_adapter(self.env.backbone, self.state.baseline, place / "start")
         (place / "results").mkdir(parents=True, exist_ok=True)
         jobs |= {"model": resolve_path(model.path), "lora_rank": model.lora_rank, "lora_alpha": model.lora_alpha}
