@@ -120,8 +120,8 @@ def test_a_reward_function_goes_along(boxed, tmp_path, monkeypatch):
     Path("mine.py").write_text(f"def grade(data_source, solution_str, ground_truth, extra_info):\n    {body}\n")
     manifest, half = json.loads((boxed / "manifest.json").read_text()), boxed / "hard" / "train.jsonl"
     manifest["config"]["problems"] = {"format": "tags", "verifier": "mine.py:grade", "success_at": 0.5}
-    run_folders.write_json(boxed / "manifest.json", manifest)
-    run_folders.write_jsonl(half, [{**row, "data_source": "x", "level": i} for i, row in enumerate(read_jsonl(half))])
+    write_json(boxed / "manifest.json", manifest)
+    write_jsonl(half, [{**row, "data_source": "x", "level": i} for i, row in enumerate(read_jsonl(half))])
     for form in ("trl", "verl"):
         words = ["export", str(boxed), "--trust-run", "--with-hard", "--format", form, "--out", str(tmp_path / form)]
         assert main(words) == 0
