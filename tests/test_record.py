@@ -42,8 +42,8 @@ def steps(path: Path, count: int = 3) -> Path:
 
 def resumed(path: Path, *overrides: str) -> tuple[Any, list[str]]:
     """What a resume finds, and what it says."""
-    with RunFolder(path, tiny_config(*overrides), [], resume=True) as folder:
-        return folder.load(), folder.notes
+    with RunFolder(path, tiny_config(*overrides), [], True, (notes := []).append) as folder:
+        return folder.load(), notes
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_other_versions_are_said_and_another_model_is_refused(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     now, manifest["versions"]["torch"] = manifest["versions"]["torch"], "1.0"
     write_json(tmp_path / "manifest.json", manifest)
-    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
-        assert [f"(torch 1.0 -> {now})" in note for note in folder.notes] == [True]
+    with RunFolder(tmp_path, tiny_config(), [], True, (notes := []).append) as folder:
+        assert [f"(torch 1.0 -> {now})" in note for note in notes] == [True]
         with pytest.raises(RunFolderError, match=r"problems changed since the run began \(b{12} then, c{12} now"):
             folder.note_hashes(model="a" * 64, problems="c" * 64)
         assert folder.manifest["hashes"] == {"model": "a" * 64, "problems": "b" * 64}
@@ -147,10 +147,10 @@ def test_lines_after_the_checkpoint_are_cut_and_evidence_is_kept(tmp_path):
 @pytest.mark.parametrize(("name", "kind", "words"), cases("record", "damage"))
 def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(tmp_path, name, kind, words):
     spoil(steps(tmp_path) / name, kind)
-    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+    with RunFolder(tmp_path, tiny_config(), [], True, (notes := []).append) as folder:
         assert folder.load().data["step"] == 1
         assert read_jsonl(tmp_path / "questions.jsonl") == [{"question": "q0"}, {"question": "q1"}]
-        (note,) = folder.notes
+        (note,) = notes
         assert f"Going on from the checkpoint before, {tmp_path}/state/000001" in note
         assert re.search(words, note)
         folder.append("metrics.jsonl", [{"event": "outer_step", "step": 3}])
@@ -224,9 +224,9 @@ def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp
         with RunFolder(tmp_path, tiny_config(), [], resume=name == "metrics.jsonl") as folder:
             folder.append(name, [{"id": "a"}, {"id": "b"}, {"id": "c"}])
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b'{"id": "b"}', line))
-    with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
+    with RunFolder(tmp_path, tiny_config(), [], True, (notes := []).append) as folder:
         assert folder.rows("hard/screen.jsonl") == [{"id": "a"}]
-        assert folder.notes == [f"{tmp_path}/hard/screen.jsonl:2 is damaged: what follows is made again"]
+        assert notes == [f"{tmp_path}/hard/screen.jsonl:2 is damaged: what follows is made again"]
         before = (tmp_path / "metrics.jsonl").read_bytes()
         with pytest.raises(RunFolderError, match=r"metrics\.jsonl:2 is damaged: .*; restore the line from a copy"):
             folder.rows("metrics.jsonl")

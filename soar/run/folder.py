@@ -98,15 +98,16 @@ def _no_run(path: Path) -> RunFolderError:
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
-    """An open run folder, held by one process; a new one has its manifest with `note_hashes`. notes: what a person should
-    be told about it. Raises RunFolderError when it holds a run and `resume` is False, another process holds it, there is
-    nothing to resume, or the config differs from the recorded one in a key that decides results; files.StorageError when it
-    cannot be written."""
+    """An open run folder, held by one process; a new one has its manifest with `note_hashes`. say: told what changed on
+    resume, and damage that is passed over. Raises RunFolderError when it holds a run and `resume` is False, another process
+    holds it, there is nothing to resume, or the config differs from the recorded one in a key that decides results;
+    files.StorageError when it cannot be written."""
 
-    def __init__(self, path: Path, config: Config, command: list[str], resume: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, config: Config, command: list[str], resume: bool = False, say: Callable[[str], Any] = print
+    ) -> None:
+        self.path, self.say = path, say
         self.on_events: Callable[[list[Row]], None] | None = None  # gets what goes to TOLD
-        self.notes: list[str] = []
         self._checkpoints = CheckpointStore(path / "state")
         self._lock = FileLock(str(path / ".lock"))
         self._left: dict[str, tuple[int, int]] = {}  # file -> (inode, bytes) as this process left it
@@ -158,11 +159,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if refused:
             keys = "\n  ".join(["these keys decide results and cannot change on --resume:", *refused])
             raise RunFolderError(f"{self.path} was begun with another config; {keys}")
-        self.notes += [f"changed on resume: {line}" for line in changed]
+        for line in changed:
+            self.say(f"changed on resume: {line}")
         before, now = mapping(manifest.get("versions")), versions()
         if other := [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]:
             effect = "what follows may differ in rounding from what would have followed"
-            self.notes.append(f"begun with other versions ({', '.join(other)}): {effect}")
+            self.say(f"begun with other versions ({', '.join(other)}): {effect}")
         for old in self.path.rglob(".*.tmp"):
             if old.is_file():
                 old.unlink()  # what a killed process was writing
@@ -212,11 +214,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 self.check()
                 raise
 
-    def tell(self, say: Callable[[str], None]) -> None:
-        """Say what is in `notes`, once: damage that was passed over, what changed on resume."""
-        while self.notes:
-            say(self.notes.pop(0))
-
     def append(self, name: str, rows: list[Row]) -> None:
         """Add lines to a JSONL file of the folder. Raises files.StorageError; RunFolderError when the folder was changed."""
         self.note_hashes()
@@ -244,7 +241,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 where = f"{path}:{number} is damaged"
                 if name in STREAMS:
                     raise RunFolderError(f"{where}: {error}; restore the line {FROM_COPY}") from error
-                self.notes.append(f"{where}: what follows is made again")
+                self.say(f"{where}: what follows is made again")
                 break
             rows.append(row)
             size += len(line) + 1
@@ -271,9 +268,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def load(self) -> Checkpoint | None:
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet. A damaged one
-        is passed over with a line in `notes`. Raises CheckpointError when none is left, RunFolderError when there is none
+        is passed over, and that is said. Raises CheckpointError when none is left, RunFolderError when there is none
         though there was one, or the manifest holds another config."""
-        checkpoint = self._checkpoints.load(self._check_lines, self.notes.append)
+        checkpoint = self._checkpoints.load(self._check_lines, self.say)
         rows = (row for name in STREAMS for row in files.read_jsonl(self.path / name)[0])
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
             why = "the run was past its first: resuming would begin anew and drop what is recorded"

@@ -71,14 +71,12 @@ class Run:
         """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
         checkpoint = self.folder.load()
         (self.folder.path / PAUSE_FILE).unlink(missing_ok=True)
-        self.folder.tell(self.progress.insist)
         if checkpoint is None:  # files of others and the teacher's keys: what is wrong is told before the work
             OuterLoop(self.env, [], self.config, self.state.loop)
             material = self._material()
             if "real" in self.config.arms.run:
                 arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))
         self._find_hard(first=checkpoint is None)
-        self.folder.tell(self.progress.insist)
         self._count_seconds("screen")
         self.meter = TokenMeter(self.env.sampler)  # the screening is not counted
         if checkpoint is None:
@@ -95,7 +93,6 @@ class Run:
             if self.state.stage == name:
                 stage()
                 self._save(then)
-        self.folder.tell(self.progress.insist)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
             save_adapter(self.env.backbone, stack, self.folder.path / name)
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
@@ -404,7 +401,7 @@ def execute(
     """
     check_cluster(config)
     with (
-        RunFolder(out, config, command, resume) as folder,
+        RunFolder(out, config, command, resume, progress.insist) as folder,
         closing(Loggers(config, out, progress.say)) as folder.on_events,
         open_env(config) as env,
         open_parallel(config, env, progress.say) as env.parallel,

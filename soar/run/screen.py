@@ -323,7 +323,7 @@ def screen_folder(
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
     check_cluster(config)
     with (
-        RunFolder(out, config, command, resume) as folder,
+        RunFolder(out, config, command, resume, progress.insist) as folder,
         open_env(config) as env,
         open_parallel(config, env, progress.say) as env.parallel,
     ):
