@@ -59,3 +59,13 @@ def env() -> Iterator[Any]:
 
     with open_env(tiny_config()) as opened:
         yield opened
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the teacher's update is given, with three datasets."""
+    from loop_helpers import UpdateLog
+
+    found = UpdateLog(datasets=3)
+    monkeypatch.setattr("soar.loop.teacher.update", found)
+    return found

@@ -2,9 +2,7 @@
 
 import pickle
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -143,33 +141,34 @@ def weights() -> Tensor:
     return torch.randn(POLICIES * ROWS, LENGTH, len(WORDS), generator=torch.Generator().manual_seed(6))
 
 
-def peft_of(backbone: Backbone, stack: AdapterStack, name: str, folder: Path) -> Iterator[tuple[int, slice, Any]]:
-    """PEFT's model of every policy, from what we save of it, and the rows of the policy. We read back every bit of it."""
-    for p in range(POLICIES):
-        save_adapter(backbone, stack, folder / str(p), policy=p)
-        ours = load_adapter(backbone, folder / str(p))
-        assert (ours.policies, ours.scale, ours.digest()) == (1, stack.scale, stack.digest(p))
-        model = peft.PeftModel.from_pretrained(tiny_model(name), folder / str(p), is_trainable=True)
-        yield p, slice(p * ROWS, (p + 1) * ROWS), model
-
-
 def near(ours: Tensor, theirs: Tensor) -> None:
     size = theirs.abs().max().item()
     assert size > 1e-3
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5 * size)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "mistral"])
-def test_lora_outputs_and_gradients_equal_peft(name, tmp_path):
-    backbone = tiny_backbone(name)
+PAIRS = [*((name, "lora") for name in ARCHITECTURES if name != "mistral"), ("llama", "full"), ("gemma2", "full")]
+
+
+@pytest.mark.parametrize(("name", "adapter"), PAIRS)
+def test_outputs_and_gradients_equal_peft(name, adapter, tmp_path):
+    """PEFT's model of every policy, from what we save and read back bit for bit. There a full delta is an exact LoRA."""
+    backbone = tiny_backbone(name, adapter=adapter)
     stack = random_stack(backbone, POLICIES).trainable()
     logits = logits_of(backbone, stack, inputs())
     (logits * weights()).sum().backward()
     base_logits = tiny_model(name)(inputs()).logits
-    for p, rows, reference in peft_of(backbone, stack, name, tmp_path):
+    for p in range(POLICIES):
+        save_adapter(backbone, stack, tmp_path / str(p), policy=p)
+        ours, rows = load_adapter(backbone, tmp_path / str(p)), slice(p * ROWS, (p + 1) * ROWS)
+        assert (ours.policies, ours.scale, ours.digest()) == (1, stack.scale, stack.digest(p))
+        reference: Any = peft.PeftModel.from_pretrained(tiny_model(name), tmp_path / str(p), is_trainable=True)
         theirs = reference(input_ids=inputs()[rows]).logits
         near(logits[rows].detach(), theirs.detach())
         assert (theirs - base_logits[rows]).abs().max() > 0.05
+        if adapter == "full":
+            near(logits[rows].detach(), reference.merge_and_unload()(input_ids=inputs()[rows]).logits.detach())
+            continue
         (theirs * weights()[rows]).sum().backward()
         compared = 0
         for path, parameter in reference.named_parameters():
@@ -180,18 +179,6 @@ def test_lora_outputs_and_gradients_equal_peft(name, tmp_path):
                 near(gradient[p].T, parameter.grad)
                 compared += 1
         assert compared == len(stack.tensors) == 28
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_full_deltas_are_exported_as_an_exact_lora(name, tmp_path):
-    backbone = tiny_backbone(name, adapter="full")
-    stack = random_stack(backbone, POLICIES)
-    with torch.no_grad():
-        logits = logits_of(backbone, stack, inputs())
-    for _, rows, reference in peft_of(backbone, stack, name, tmp_path):
-        near(logits[rows], reference(input_ids=inputs()[rows]).logits.detach())
-        merged = reference.merge_and_unload()
-        near(logits[rows], merged(input_ids=inputs()[rows]).logits.detach())
 
 
 def test_a_saved_lora_can_be_read_as_a_full_delta_or_says_why_not(tmp_path):

@@ -14,7 +14,6 @@ from loop_helpers import (
     BRIEF,
     Says,
     ScriptedLoop,
-    UpdateLog,
     easy_problems,
     events,
     read_jsonl,
@@ -27,7 +26,6 @@ from world_text import ANSWER_MARK
 
 from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig, load
-from soar.loop import teacher
 from soar.loop.population import Population
 from soar.loop.rewards import answer_marks, deal, grounded, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, student_reward
@@ -115,7 +113,7 @@ def test_grounded_rewards_are_the_measured_improvement(reward):
     assert loop.state.student_rollouts == 0
 
 
-def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question():
+def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question(log):
     sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(7)] for k in range(3)]
     question_sets = QuestionSets(sets, None, 21, {})  # type: ignore[arg-type]
     config = config_of("shuffled")
@@ -128,16 +126,13 @@ def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question():
     assert [p.answer for p in deal(question_sets, config, 3).problems_G_Q[0]] != [p.answer for p in dealt[0]]
     assert deal(question_sets, config_of("grounded"), 2) is question_sets
     loop = ScriptedLoop(config_of("shuffled"), [[[1, 1]] * 3])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "update", UpdateLog(datasets=3))
-        rows = loop.step()[1]
+    rows = loop.step()[1]
     assert [row["answer"] for row in rows[:4]] != ["0", "1", "2", "3"] == sorted(row["answer"] for row in rows[:4])
 
 
-def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(monkeypatch):
+def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(log, monkeypatch):
     """The reward of each of 12 questions against the mean of the 11 others."""
-    log, paid = UpdateLog(datasets=3), [0.5, 0.0, 0.75, 0.0] * 3
-    monkeypatch.setattr(teacher, "update", log)
+    paid = [0.5, 0.0, 0.75, 0.0] * 3
     plain = (
         "teacher.optimizer.normalize_advantages=false",
         "reward.mode=greedy",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
-from loop_helpers import Says, ScriptedLoop, UpdateLog, easy_problems, events, run_tiny, skills, tiny_config
+from loop_helpers import Says, ScriptedLoop, easy_problems, events, run_tiny, skills, tiny_config
 from tables import cases
 from world_text import ANSWER_MARK
 
@@ -36,14 +36,6 @@ def settings_of(*overrides: str) -> Config:
     common = ("reward.mode=greedy", "reward.attempts=1", "reward.questions=8", "promotion.tau=9")
     plain = "teacher.optimizer.normalize_advantages=false"
     return tiny_config(*common, plain, *overrides)
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> UpdateLog:
-    """What the teacher's update is given."""
-    found = UpdateLog(datasets=3)
-    monkeypatch.setattr(teacher, "update", found)
-    return found
 
 
 def test_known_gains_give_the_known_reward_and_advantages(log):
