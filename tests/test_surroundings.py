@@ -25,25 +25,8 @@ SECRETS = {
     "WANDB_API_KEY": "0badc0ffee0badc0ffee",
     "MY_PASSWORD": "correct-horse-battery",
 }
-OFFLINE = """
-import os, sys
-
-def offline(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
-        if event != "socket.connect" or isinstance(arguments[1], tuple):  # a path is a socket of this machine
-            print("network:", event, arguments[1:], flush=True)
-            os._exit(77)
-
-sys.addaudithook(offline)
-"""
-START = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-from soar.cli import main
-run = sys.argv[sys.argv.index("--out") + 1]
-exports = (["export", run, "--format", form, "--out", run + form] for form in ("verl", "trl", "jsonl"))
-sys.exit(main(sys.argv[1:]) or any(map(main, exports)))
-"""
+PROGRAM = (ROOT / "tests" / "cases" / "odd_surroundings.txt").read_text(encoding="utf-8")
+"""A command of soar and exports of its run, none of which may connect to another machine."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +38,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]
     """
     out = tmp_path_factory.mktemp("odd") / "run"
     words = ["run", "tiny", "--out", str(out), *sets(*TINY, f"name={SECRETS['MY_PASSWORD']}")]
-    command = [sys.executable, "-c", OFFLINE + START, *words]
+    command = [sys.executable, "-c", PROGRAM, *words]
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}
     odd = {"HOME": str(out.parent), "PYTHONHASHSEED": "12345", "LC_ALL": "C", "NO_COLOR": "1", "COLUMNS": "40"}
     reading, writing = os.pipe()
@@ -71,8 +54,7 @@ def test_surroundings_change_no_number_and_nothing_is_uploaded_or_fetched(odd, t
     """The odd run and its exports would have ended at the first connection, and this shows that they would."""
     assert outcome(odd[0]) == outcome(tiny_run)
     assert odd[1] == 0 and (odd[0] / "hashes.json").is_file() and odd[0].with_name("runjsonl").is_dir()
-    connect = f"{OFFLINE}\nimport socket\nsocket.create_connection(('192.0.2.1', 9))\n"
-    assert subprocess.run([sys.executable, "-c", connect], stdout=subprocess.DEVNULL).returncode == 77
+    assert subprocess.run([sys.executable, "-c", PROGRAM, "connect"], stdout=subprocess.DEVNULL).returncode == 77
 
 
 def test_no_file_of_a_run_holds_a_secret(odd, capsys):
