@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from loop_helpers import events, read_jsonl, run_tiny, tiny_config, write_problems
+from loop_helpers import BRIEF, easy_problems, events, read_jsonl, run_tiny, tiny_config, write_problems
 
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, load_adapter
@@ -159,14 +159,16 @@ def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, env):
         return real(env, stack, problems, *rest, **more)
 
     monkeypatch.setattr(pipeline, "count_correct", spy)
-    changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", "teacher.steps=1")
-    run_tiny(tmp_path / "run", *changes)
+    source = write_problems(tmp_path / "p.jsonl", easy_problems(14, seed=1))  # from which every arm learns something
+    more = ("student.prompts_per_step=4", "arms.steps=3", "teacher.steps=1", *BRIEF)
+    changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", *more)
+    run_tiny(tmp_path / "run", f'problems.source="{source}"', *changes)
     hard, student, pq = (
         load_adapter(env.backbone, tmp_path / "run" / name).digest()
         for name in ("arms/hard_only", "student", "arms/pq")
     )
     assert judged == [[env.backbone.new_stack(0).digest(), student], [hard], [pq]]
-    assert student == events(tmp_path / "run", "promotion")[0]["student"] != judged[0][0]
+    assert student == events(tmp_path / "run", "promotion")[0]["student"] and len({hard, pq, *judged[0]}) == 4
 
 
 def test_too_few_hard_problems(tmp_path, monkeypatch):
