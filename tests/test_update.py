@@ -141,6 +141,16 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch):
         gradient_after(90, 0.0)
 
 
+def test_a_gpu_has_room_for_the_widest_layer(monkeypatch):
+    monkeypatch.setattr(update_room, "free_bytes", lambda device: 1 << 26)
+    backbone, limits = backbone_of(), []
+    backbone.device = torch.device("cuda")
+    for width in (24, 4096, [24, 4096]):  # a list in Gemma 3n
+        vars(backbone.model.config)["intermediate_size"] = width
+        limits.append(update_room.micro_batch_limit(backbone))
+    assert limits[0] > limits[1] == limits[2] > 0
+
+
 def test_rows_without_advantage_are_skipped():
     """Whatever they hold: the step is the same bit for bit, and equals the plain one that includes them (above)."""
     garbage = rollouts()

@@ -251,14 +251,14 @@ def install(model: Any) -> bool:
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     reason, config = "", model.config.get_text_config()
-    width = getattr(config, "qk_head_dim", getattr(config, "head_dim", None))
+    width = getattr(config, "v_head_dim", 0)
     if not getattr(model, "_supports_attention_backend", False):
         reason = "has no pluggable attention"
     elif any(name.endswith(".sinks") for name, _ in model.named_parameters()):
         reason = "has attention sinks"
     elif any(type(layer) not in PLAIN for layer in DynamicCache(config=model.config).layers):
         reason = "has layers that keep a state"
-    elif getattr(config, "v_head_dim", width) != width:
+    elif width and width != (getattr(config, "qk_head_dim", 0) or config.head_dim):
         reason = "has values of another width than its keys"
     if reason:
         warnings.warn(

@@ -196,6 +196,12 @@ class Backbone:
             self.model.set_submodule(name, layer)
         return wrapped
 
+    @property
+    def shapes(self) -> list[Any]:
+        """The text model's config for each layer; in some models layers differ."""
+        config = self.model.config.get_text_config()
+        return list(getattr(config, "per_layer_config", [config] * config.num_hidden_layers))
+
     @contextmanager
     def use(self, stack: AdapterStack | None, view: attention.View | None = None) -> Iterator[None]:
         """Within the block, forward passes go through `stack` (None: the base model), and what a token may see is what `view`

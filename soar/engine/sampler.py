@@ -41,10 +41,11 @@ class NativeSampler:
         """Rows of one batch: as many as the memory for cache and logits allows at `positions` tokens each."""
         if self.max_rows:
             return self.max_rows
-        device, config = self.backbone.device, self.backbone.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        cache = config.num_hidden_layers * 2 * heads * head_dim * positions * self.backbone.dtype.itemsize
+        device, values = self.backbone.device, 0  # that the cache keeps of a token
+        for shape in self.backbone.shapes:
+            heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+            values += 2 * heads * (getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads)
+        cache = values * positions * self.backbone.dtype.itemsize
         logits = 16 * self.backbone.vocabulary
         most, memory = MAX_ROWS, CACHE_BYTES
         if device.type == "cuda":

@@ -127,7 +127,7 @@ def micro_batch_limit(backbone: Backbone) -> int:
         return max(256, min(16384, CPU_LOGIT_BYTES // (12 * backbone.vocabulary)))
     config, thrift = backbone.model.config.get_text_config(), 2 if backbone.fused else 1
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    inner = int(np.max([getattr(shape, "intermediate_size", None) or 4 * hidden for shape in backbone.shapes]))
     layer = (24 * hidden + 6 * inner) // thrift  # values that the backward pass keeps of a token
     values = layers * hidden + layer if backbone.recomputing else layers * layer
     free = int(MEMORY_SHARE * free_bytes(backbone.device))
