@@ -5,17 +5,22 @@ import json
 import re
 import runpy
 import shlex
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from helpers import ROOT
-from loop_helpers import TINY, events, read_jsonl, sets
+from helpers import ROOT, random_stack
+from loop_helpers import TINY, easy_problems, events, sets, tiny_config, write_problems
 
 import soar
+from soar import seeds
 from soar.cli import main
 from soar.cli.commands import student_config
 from soar.config import RECIPES, Config, ConfigError, build, flat, load
+from soar.loop.evaluate import count_correct
+from soar.loop.parallel import no_tick
+from soar.run.setup import save_adapter
 from soar.types import UserError
 
 
@@ -150,25 +155,27 @@ def test_a_student_on_a_runs_questions(tiny_run, tmp_path, capsys):
     assert main([*arguments, "--resume"]) == 0
 
 
-def test_eval_repeats_the_runs_own_evaluation(tiny_run, tmp_path, monkeypatch, capsys):
+def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path, monkeypatch, capsys):
+    """On a problem file, of adapters that differ from each other."""
     for name, value in (("run.progress.PLAIN_SECONDS", 0), ("run.progress.PATIENCE", 0), ("loop.evaluate.BLOCK", 2)):
         monkeypatch.setattr(f"soar.{name}", value)  # a line for every block of problems
     out = tmp_path / "eval.json"
-    adapters = [str(tiny_run / name) for name in ("student", "arms/pq")]
-    problems = str(tiny_run / "hard" / "test.jsonl")
+    adapters, asked = [str(run / name) for name in ("student", "arms/pq")], easy_problems(6)
+    problems, stack = str(write_problems(tmp_path / "easy.jsonl", asked)), random_stack(env.backbone, 2, size=0.02)
+    for p, adapter in enumerate(adapters):
+        save_adapter(env.backbone, stack, Path(adapter), p)
     options = [word for adapter in adapters for word in ("--adapter", adapter)]
     assert main(["eval", *options, "--problems", problems, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
-    run: dict[str, Any] = {event["arm"]: event for event in events(tiny_run, "evaluation")}
     assert list(found["policies"]) == ["base", *adapters]
-    for name, arm in zip(found["policies"], ("base", "ps", "pq"), strict=True):
-        policy = found["policies"][name]
-        assert policy["correct"] == run[arm]["correct"]
-        assert policy["pass_at"]["1"] == run[arm]["pass_at"]["1"]
-        assert policy["interval_95"]["4"] == run[arm]["interval_95"]["4"]
+    for policy, given in zip(found["policies"].values(), (None, stack.select([0]), stack.select([1])), strict=True):
+        counts, *_ = count_correct(env, given, asked, tiny_config(), seeds.derive(0, "evaluate"), no_tick)
+        assert policy["correct"] == counts[0].tolist()
+        assert policy["pass_at"]["1"] == pytest.approx(counts.sum() / 24) and len(policy["interval_95"]["4"]) == 2
         assert list(policy["pass_at"]) == ["1", "2", "3", "4"]
+    assert len({tuple(policy["correct"]) for policy in found["policies"].values()}) == 3
     assert set(found["paired"]) == {f"{name} - base" for name in adapters}
-    assert found["problems"]["ids"] == [row["id"] for row in read_jsonl(tiny_run / "hard" / "test.jsonl")]
+    assert found["problems"]["ids"] == [problem.id for problem in asked]
     shown, said = capsys.readouterr()
     assert {"2", "4"} <= set(re.findall(r"^evaluation: (\d)/6", said, re.MULTILINE)), said
     assert shown.startswith("6 problems, 4 attempts each\npolicy")
