@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,9 +198,12 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
         refused(out, r"begun as another study:\n  recipe_sha256")
     assert nothing.ran == []
     more = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]"))
-    said = list[str]()
-    results = run_study(more, out, extra, resume=True, say=said.append, run_cell=nothing)
-    assert len(said) == 4 and all(map(str.isprintable, said))
+    written = list[str]()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", SimpleNamespace(write=written.append))
+        results = run_study(more, out, extra, resume=True, run_cell=nothing)
+    said = [text.removesuffix("\n") for text in written if text]
+    assert len(said) == 4 and all(map(str.isprintable, said)), "a line is one write, which no other thread can split"
     assert nothing.ran == ["grounded-seed2", "learnability-seed2"]
     assert [cell["state"] for cell in results["cells"]].count("failed") == 2
     assert results["arms"][0]["seeds"] == [0, 1]

@@ -181,7 +181,7 @@ def run_study(
     resume: bool = False,
     jobs: int = 1,
     run: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = lambda line: print(f"{line}\n", end=""),
     run_cell: RunCell | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
