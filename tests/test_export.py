@@ -126,6 +126,8 @@ def test_a_reward_function_goes_along(boxed, tmp_path, monkeypatch):
         words = ["export", str(boxed), "--trust-run", "--with-hard", "--format", form, "--out", str(tmp_path / form)]
         assert main(words) == 0
     monkeypatch.chdir(boxed)
+    with pytest.raises(ExportError, match=r"verifier mine\.py is not here .*; export from where it was begun"):
+        export.export_questions(boxed, tmp_path / "elsewhere", "trl")
     rows, reward = read_jsonl(tmp_path / "trl" / "train.jsonl"), module_at(tmp_path / "trl" / "reward.py")
     columns = {key: [row.get(key) for row in rows] for key in rows[-1]}
     assert {*columns["data_source"]} == {"x"} and columns["level"][-1] == len(read_jsonl(half)) - 1
@@ -148,7 +150,7 @@ def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, veri
     reward = module_at(file)
     assert reward.accuracy([right, wrong, "none"], ["0.5"] * 3) == [1.0, 0.0, 0.0]
     other = tmp_path / "other.py"
-    other.write_bytes(export.reward_files(replace(domain, verifier="mine.py:grade"), {})["reward.py"])
+    other.write_bytes(export.reward_files(replace(domain, verifier="mine:grade"), {})["reward.py"])
     with pytest.raises(ModuleNotFoundError, match="soar"):
         module_at(other)
 
@@ -163,7 +165,7 @@ def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     assert "\u202e" not in card and headings == ['# Questions of the SOAR run "tiny"']
     assert sum(line.startswith("``````") for line in card.splitlines()) == 2
     assert read_jsonl(tmp_path / "out" / "questions.jsonl")[1]["question"] == "? b", "no lone surrogate"
-    hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028.py:f')
+    hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028:f')
     tree = compile(export.reward_files(hostile, {})["reward.py"].decode(), "reward.py", "exec")
     assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 

@@ -19,8 +19,7 @@ from soar.loop.evaluate import sign_flip_p
 
 DISTINCT_SHARE = 0.5  # fewer different questions than this share of all
 DIVERSITY_SHARE = 0.5  # a smaller Vendi score of the questions than this share of the first step's
-TRUNCATED_SHARE = 0.5  # more completions cut off than this share
-LOST_SHARE = 0.5  # more attempts without a verdict than this share
+MOST_SHARE = 0.5  # more completions cut off, or attempts without a verdict, than this share
 LOGPROB_GAP = 0.1  # nats per token; rounding of bfloat16 gives up to about 0.03
 CORRECT_SHARE = 0.1  # fewer correct answers than this share, though the step was rewarded
 LOST = 0.05  # p of an arm's fall
@@ -67,7 +66,7 @@ def alarm(kind: str, message: str, step: int | None = None) -> Row:
 def screen_alarms(event: Row) -> list[Row]:
     """Alarms of the `screen` event."""
     share = event.get("truncated_share") or 0.0
-    return [alarm("truncation", TEXTS["screening"].format(share))] if share > TRUNCATED_SHARE else []
+    return [alarm("truncation", TEXTS["screening"].format(share))] if share > MOST_SHARE else []
 
 
 def lost_alarms(curve: Sequence[Row], end: Row) -> list[Row]:
@@ -113,15 +112,13 @@ def _conditions(event: Row, first: Row) -> Iterator[tuple[str, str]]:
     if vendi is not None and start is not None and vendi < DIVERSITY_SHARE * start:
         yield "teacher diversity", TEXTS["diversity"].format(vendi, start)
     cut = event.get("rejected", {}).get("truncated", 0) / max(1, event.get("sampled") or 1)
-    if cut > TRUNCATED_SHARE:
+    if cut > MOST_SHARE:
         yield "teacher truncation", TEXTS["teacher_texts"].format(cut)
     students = event.get("student_last") or {}
-    share = students.get("completions/clipped_ratio") or 0.0
-    if share > TRUNCATED_SHARE:
-        yield "truncation", TEXTS["completions"].format(share)
-    lost = students.get("not_judged") or 0.0
-    if lost > LOST_SHARE:
-        yield "not judged", TEXTS["lost"].format(lost)
+    shares = (("truncation", "completions", "completions/clipped_ratio"), ("not judged", "lost", "not_judged"))
+    for kind, text, key in shares:
+        if (share := students.get(key) or 0.0) > MOST_SHARE:
+            yield kind, TEXTS[text].format(share)
     for who, gap in (("teacher", event.get("teacher_logprob_gap")), ("students", students.get("logprob_gap"))):
         if gap is not None and gap > LOGPROB_GAP:
             yield f"log-prob gap of the {who}", TEXTS["gap"].format(gap)

@@ -98,7 +98,9 @@ def _parquet(rows: list[Row]) -> bytes:
 def reward_files(domain: Domain, keys: Row) -> dict[str, bytes]:
     """`reward.py`, by JSON text, which is valid Python, and the user's file that it needs. keys: the config's problems."""
     named, own = domain.reference or domain.verifier, dict[str, bytes]()
-    if (file := Path(named.rpartition(":")[0])).suffix == ".py" and file.is_file():
+    if (file := Path(named.rpartition(":")[0])).suffix == ".py":
+        if not file.is_file():
+            raise ExportError(f"the run's verifier {file} is not here ({Path.cwd()}); export from where it was begun")
         named, own = f"verifier.py:{named.rpartition(':')[2]}", {"verifier.py": file.read_bytes()}
     return {"reward.py": f"{fill('export/reward.py.in', domain=domain, named=named, keys=keys)}\n".encode(), **own}
 
