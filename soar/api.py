@@ -316,7 +316,8 @@ def evaluate(
     (`model.adapter`, `model.lora_rank`).
     """
     paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
-    options["settings"] = {**(options.get("settings") or {}), "arms.run": []}  # a run's may need what others do not have
+    # a run's arms may need what others do not have
+    options["settings"] = {**(options.get("settings") or {}), "arms.run": []}
     with _call(model, problems, options) as (config, progress):
         progress.now(f"loading {config.model.path}, to measure on {config.problems.source}", tell=False)
         result = measure(config, paths, progress)

@@ -78,7 +78,7 @@ def test_train_is_the_run_of_the_command_line(tiny_run, tmp_path, capsys):
 
 
 def test_evaluate_gives_the_counts_of_the_run(tiny_run):
-    needs_a_solver = {"arms.run": ["base", "pq_correct"]}  # which a file of problems has not, and no arm is trained here
+    needs_a_solver = {"arms.run": ["base", "pq_correct"]}  # which a file has not; no arm is trained here
     settings = SETTINGS | {"problems.format": "tiny", "problems.verifier": "exact"} | needs_a_solver
     adapters = {"ps": tiny_run / "student", "pq": tiny_run / "arms" / "pq"}
     found = soar.evaluate("builtin:tiny", tiny_run / "hard" / "test.jsonl", adapters, recipe="tiny", settings=settings)
