@@ -269,6 +269,8 @@ def test_every_chart_is_what_the_events_say(folder):
         run.config["arms"]["curriculum_steps"] = alone
         page = report.render("report.html", report.content(run))
         assert (text in " ".join(page.split())) == (alone == steps)
+    base = run.arms["base"]
+    assert f"> {base.evaluation_tokens // (base.problems * base.attempts)} an attempt<" in page.replace('">', "> ")
     assert all("data:image/svg+xml" in chart.image() for chart in report.run_charts(run))
 
 
