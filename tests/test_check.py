@@ -64,10 +64,10 @@ def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypa
         "def grade(completions, level, question, **_):\n    return [{'easy': 1, 'none': None}.get(level[0], 0)]\n"
     )
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard", "none"])]
-    by_level = check_golds(tiny_config(f"problems.verifier={function}:grade"), levels)
+    by_level = check_golds(tiny_config(f"problems.verifier={function}:grade", "student.reward=paper"), levels)
     under = "4: wrong (a score under problems.success_at = 1.0): '1'"
     assert by_level.details == (under, "5: unscorable (the function gave None or NaN): '1'")
-    assert "; reward function of the shape TRL, texts" in by_level.message
+    assert "; reward function of the shape TRL, texts; its scores count as right or wrong" in by_level.message
     monkeypatch.setattr(forecast, "GOLD_SECONDS", -1.0)
     monkeypatch.setattr(forecast, "GOLD_BATCH", 4)
     bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]

@@ -328,7 +328,7 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     checked, good = len(asked), len(asked) - len(bad)
     texts = [problem for problem in asked if gold_kind(problem.answer, domain.label) == "text"]
     kept = config.screen.text_golds
-    found: Row = {"good": good, "checked": checked, "bad": bad, "texts": texts, "kept": kept}
+    found: Row = {"good": good, "checked": checked, "bad": bad, "texts": texts, "config": config}
     found |= {"listed": list(zip(bad, faults, strict=False)), "most": LISTED, "domain": domain, "pool": pool}
     message, *details = fill("check/golds.txt", **found).split("\n")
     good -= 0 if kept else len(texts)
