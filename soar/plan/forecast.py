@@ -340,7 +340,7 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     elif bad:
         advice = ["unscorable ones are left out, the others can never be solved: mend them or change the verifier"]
     if bad and not pool.compares:
-        advice += ["a function is given them as completions, in a box or behind `Answer:`"]
+        advice += ["a function gets them boxed or behind `Answer:`; other marks need a domain (docs/bring.md)"]
     return Finding("golds", status_of(fails, advice), message, "; ".join(advice), tuple(details))
 
 
