@@ -279,6 +279,22 @@ def test_a_run_uses_the_evidence(finished, tmp_path, monkeypatch):
     assert copied == (finished / "hard.jsonl.evidence.json").read_bytes()
 
 
+def test_evidence_is_tied_to_the_text_of_a_reward_function(source, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("def grade(completions, **_):\n    return [0.0] * len(completions)\n")
+    words = [*arguments(source, tmp_path / "out"), "tiny", "--quiet", "--set", f'problems.verifier="{own}:grade"']
+    assert main(words) == 0
+    own.write_text(own.read_text().replace("0.0", "1.0"))
+    hard = ["--problems", str(tmp_path / "out" / "hard.jsonl"), "--out", str(tmp_path / "run")]
+    assert (
+        main(["run", "tiny", *hard, *SETS, *HARD_ONLY, *sets("screen.attempts=40", f'problems.verifier="{own}:grade"')])
+        == 1
+    )
+    assert "verifier_sha256: screened with" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 1
+    assert "verifier changed since the run began" in capsys.readouterr().err
+
+
 def test_words_for_what_plain_rl_sees():
     def words(counts: list[int], **event: float) -> str:
         config = tiny_config("screen.attempts=100", "screen.max_successes=0", "student.attempts=4")

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.files import asset
+from soar.files import asset, sha256_of
 from soar.problems.answers import MAX_ANSWER_CHARS, MAX_COMPLETION_CHARS, PATTERNS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
 from soar.problems.prompts import FORMATS, PromptFormat, frozen, tagged
@@ -52,7 +52,7 @@ class Domain:
     max_answer_chars: int = MAX_ANSWER_CHARS
     version: int = 1  # raise it when reading or checking changes: older evidence is refused then
     reference: str = ""  # by which `load_domain` found it
-    source_sha256: str = field(default="", repr=False)  # of its file, from `load_domain`
+    source_sha256: str = field(default="", repr=False)  # of its file, or its verifier's
 
     @property
     def own(self) -> bool:
@@ -87,7 +87,9 @@ def domain_of(problems: ProblemsConfig) -> Domain:
     if verifier.startswith(PREFIX):
         system = environment(verifier).first.data.system_prompt
         fmt = replace(fmt, student_template=f"{system}\n\n{{question}}" if system else "{question}", text_answers=True)
-    return Domain(problems.format, fmt, verifier)
+    file = Path(verifier.rpartition(":")[0])  # of a function of one's own
+    digest = sha256_of(file) if file.suffix == ".py" and file.is_file() else ""
+    return Domain(problems.format, fmt, verifier, source_sha256=digest)
 
 
 def styled(name: str, make: Any = tagged, **fields: Any) -> Domain:
@@ -116,7 +118,7 @@ def load_domain(reference: str) -> Domain:
         expected = f"one of {', '.join(COMPARERS)}; a check of your own is `verify`"
         raise DomainError(f"{says}: verifier = {domain.verifier!r}, expected {expected}")
     file = "" if place.startswith("soar.") else getattr(module, "__file__", None) or ""
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else ""
+    digest = sha256_of(Path(file)) if Path(file).is_file() else ""
     return replace(domain, reference=reference, source_sha256=digest)
 
 

@@ -122,7 +122,8 @@ def evidence_key(config: Config, env: RolloutEnv) -> Row:
     model, screen, sampling, domain = config.model, config.screen, config.student.sampling, domain_of(config.problems)
     weights = {"model": model.path, "revision": model.revision, "model_sha256": env.backbone.base_digest()}
     texts = {"prompt": env.fmt.fingerprint(), "verifier": domain.label}
-    texts |= {"domain": domain.fingerprint()} if domain.own else {}
+    own = {"domain": domain.fingerprint()} if domain.own else {"verifier_sha256": domain.source_sha256}
+    texts |= own if domain.source_sha256 or domain.own else {}
     rule = {"attempts": screen.attempts, "max_successes": screen.max_successes, "early_stop": screen.early_stop}
     drawn = {"temperature": screen.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
     more: Row = {"seed": config.seed, **({"stop": list(sampling.stop)} if sampling.stop else {})}
@@ -265,6 +266,7 @@ def find_hard(
     # dtype before the model's hash: it tells why that one changed
     hashes = {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
     hashes |= {"domain": hashlib.sha256(evidence["domain"].encode()).hexdigest()} if domain.own else {}
+    hashes |= {"verifier": sha} if (sha := evidence.get("verifier_sha256")) else {}
     folder.note_hashes(**loaded.hashes, **hashes)
     for line in loaded.report.lines():
         progress.say(line)
