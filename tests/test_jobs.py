@@ -105,6 +105,16 @@ UNUSABLE: tuple[tuple[Callable[[Path], object], str], ...] = (
 )
 
 
+def test_to_go_on_with_code_of_ones_own_takes_trust(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def grade(completions, answer, **_):\n    return [c.endswith(a) for c, a in zip(completions, answer)]\n"
+    )
+    with pytest.raises(Stopped, match=r"continue with: soar measure \S+ --trust-run$"):
+        run_tiny(tmp_path / "run", *FILES, f'problems.verifier="{own}:grade"')
+    assert " --trust-run`." in (tmp_path / "run" / "sets" / "0000" / "README.md").read_text()
+
+
 def test_a_result_that_cannot_be_used_is_named_and_changes_nothing(tmp_path, waiting):
     run = shutil.copytree(waiting, tmp_path / "run")
     place = run / "sets" / "0000"

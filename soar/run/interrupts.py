@@ -151,12 +151,15 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
 
 
 def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
-    """The command that continues the run in a folder, whose config names only code that this process runs already; past
-    limits.max_tokens with as many tokens again."""
-    trust = " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
+    """The command that continues the run in a folder; past limits.max_tokens with as many tokens again."""
     most = limits.max_tokens if limits else 0
     more = f" --max-tokens {tokens + most}" if 0 < most <= tokens else ""
-    return f"soar run --out {shlex.quote(str(folder))} --resume{trust}{more}"
+    return f"soar run --out {shlex.quote(str(folder))} --resume{trust_word(folder)}{more}"
+
+
+def trust_word(folder: Path) -> str:
+    """What a command needs for a run whose config names code, all of which this process runs already."""
+    return " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
 
 
 class TokenMeter:

@@ -23,7 +23,7 @@ from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
 from soar.problems.domain import domain_of
 from soar.report.export import card, files_of
-from soar.run.interrupts import Stopped
+from soar.run.interrupts import Stopped, trust_word
 from soar.run.setup import save_adapter
 from soar.types import Decision, Problem, UserError
 
@@ -99,7 +99,7 @@ class FileLoop(OuterLoop):
         if not self.results:
             why = f"outer step {state.step} waits for students of the {len(names)} training sets in {place}"
             advice = f"{place / 'README.md'} says how to train them; with a result of each in {results} continue with"
-            raise Stopped(why, f"{advice}: soar measure {shlex.quote(str(self.folder))}")
+            raise Stopped(why, f"{advice}: {self.go_on()}")
         stack = concat([self._load(r.set, r.adapter) if r.adapter else state.baseline for r in self.results])
         rollouts = sum(map(len, rows_P)) * student.attempts  # as the sets ask for
         state.student_rollouts += rollouts
@@ -121,6 +121,10 @@ class FileLoop(OuterLoop):
             why = "the next step begins with its weights: its result has a pass_rate alone"
             raise ResultError(f"the student of set {name} is promoted, and {why}; add its adapter, then measure again")
         return super()._promote(decision, question_sets, population, measured)
+
+    def go_on(self) -> str:
+        """The command that reads the results."""
+        return f"soar measure {shlex.quote(str(self.folder))}{trust_word(self.folder)}"
 
     def _load(self, name: str, folder: Path) -> AdapterStack:
         """An adapter as a student of the run, with the run's scale. Raises ResultError."""
@@ -145,5 +149,5 @@ class FileLoop(OuterLoop):
         (place / "results").mkdir(parents=True, exist_ok=True)
         jobs |= {"model": resolve_path(model.path), "lora_rank": model.lora_rank, "lora_alpha": model.lora_alpha}
         jobs |= {"student": self.config.student.model_dump(mode="json")}
-        write_atomic(place / "README.md", card("sets", jobs=jobs, student=jobs["student"], folder=self.folder))
+        write_atomic(place / "README.md", card("sets", jobs=jobs, student=jobs["student"], go_on=self.go_on()))
         write_json(place / "jobs.json", jobs)
