@@ -86,12 +86,14 @@ class Reason(str, Enum):
 @dataclass(frozen=True)
 class Problem:
     """One question with its gold answer, both text. id: stable name, a fingerprint of the normalised text where the source
-    gives none. extra: further columns of the source row (level, subject), passed to custom verifiers."""
+    gives none. extra: further columns of the source row (level, subject), passed to custom verifiers. agreement: share of the
+    votes that gave the answer, None without votes."""
 
     id: str
     question: str
     answer: str
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
+    agreement: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import random_stack
 from loop_helpers import BRIEF, Says, easy_problems, events, read_jsonl, run_tiny, skills, tiny_config, write_problems
+from tables import write_jsonl
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
@@ -214,7 +215,8 @@ def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch)
 
 def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(screen, "screen_call", lambda *given: pytest.fail("screened again"))
-    sources = (f'arms.pq_from="{tiny_run}"', f'arms.teacher_from="{tiny_run}"', f'screen.from_run="{tiny_run}"')
+    voted = write_jsonl(tmp_path / "pq.jsonl", [{**row, "agreement": 0.5} for row in read_jsonl(tiny_run / "pq.jsonl")])
+    sources = (f'arms.pq_from="{voted}"', f'arms.teacher_from="{tiny_run}"', f'screen.from_run="{tiny_run}"')
     overrides = (*sources, 'arms.run=["pq", "teacher_t"]', "teacher.steps=0", "arms.questions=4")
     summary = run_tiny(tmp_path / "run", *overrides)
     assert (summary["outer_steps"], list(summary["arms"])) == (0, ["pq", "teacher_t"])
@@ -222,6 +224,7 @@ def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch)
     assert theirs["search_rollouts"] and "search_rollouts" not in summary["arms"]["pq"]
     trained = read_jsonl(tmp_path / "run" / "arms" / "pq" / "questions.jsonl")
     assert [r["question"] for r in trained] == [r["question"] for r in read_jsonl(tiny_run / "pq.jsonl")]
+    assert {r.get("agreement") for r in trained} == {0.5}
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert {"pq_from", "teacher_from"} <= set(manifest["hashes"])
     # The same hard problems, questions, seeds and steps as in the run itself: the same student.

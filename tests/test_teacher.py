@@ -1,6 +1,7 @@
 """One outer step with students of known gains, the corners of the promotion rule, and what becomes of the teacher's texts;
 the teacher never meets a hard problem."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -212,6 +213,9 @@ def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env,
     assert (first, voted.name if isinstance(voted, Rejection) else voted.answer) == (other, kept) and tokens > 0
     row = {"question": problem.question, "answer": kept, "agreement": said.count("7") / 5}
     assert isinstance(voted, Rejection) or row_of(voted) == row
+    assert "agreement" not in row_of(replace(problem, extra={"agreement": math.nan})), (
+        "a column of that name is no vote"
+    )
     (strict,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], 3, {})
     assert isinstance(strict, Problem) == (said == "77767")
     (any_share,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0"), [problem], 3, {})

@@ -144,13 +144,12 @@ def _window(config: Config, problem: Problem, share: float, usable: bool) -> Out
         return Rejection(Reason.NO_AGREEMENT, problem.question)
     if share > TOO_EASY:
         return Rejection(Reason.TOO_EASY, problem.question)
-    agreed = replace(problem, extra={**problem.extra, "agreement": share})
-    return agreed if usable else Rejection(Reason.UNPARSABLE_ANSWER, problem.question)
+    return replace(problem, agreement=share) if usable else Rejection(Reason.UNPARSABLE_ANSWER, problem.question)
 
 
 def row_of(problem: Problem) -> Row:
     """Question and answer as the run's files have them, with the share of the votes where there were any."""
-    share = {name: value for name, value in problem.extra.items() if name == "agreement"}
+    share = {} if problem.agreement is None else {"agreement": problem.agreement}
     return {"question": problem.question, "answer": problem.answer, **share}
 
 

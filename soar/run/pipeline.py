@@ -25,7 +25,7 @@ from soar.problems.domain import domain_of
 from soar.problems.load import split
 from soar.report.alarms import alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
-from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, read_arm, summary_of
+from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
 from soar.report.text import held_out
 from soar.report.watch import step_lines
 from soar.run import folder as review
@@ -336,7 +336,10 @@ class Run:
         if config.teacher_from:
             teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from))
             self.folder.note_hashes(teacher_from=teacher.digest())
-        pq = [Problem(f"pq-{i}", row["question"], row["answer"]) for i, row in enumerate(rows)]
+        pq = [
+            Problem(f"pq-{i}", row["question"], row["answer"], agreement=number(row.get("agreement")))
+            for i, row in enumerate(rows)
+        ]
         return arms.Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
 
     def _evaluate(self, final: dict[str, AdapterStack]) -> None:
