@@ -89,6 +89,9 @@ def test_the_verl_file_and_its_reward(boxed, tmp_path, monkeypatch):
         patch.setitem(sys.modules, "pyarrow", None)
         export.export_questions(boxed, tmp_path / "out", "verl")
     assert not (tmp_path / "out").exists()
+    for no in ([{"level": {}}], [{"level": 1}, {"level": "x"}], [{"level": "\ud800"}], [{"level": 10**40}]):
+        with pytest.raises(ExportError, match="parquet cannot hold the columns of these problems"):
+            export._parquet(no)
     export.export_questions(boxed, tmp_path / "out", "verl", with_hard=True)
     table = pq.read_table(tmp_path / "out" / "train.parquet")
     schema = {field.name: str(field.type) for field in table.schema}

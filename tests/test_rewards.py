@@ -4,9 +4,12 @@ as they are: shapes told from signatures, and scores that reach RLOO."""
 import math
 from collections import Counter
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from unittest.mock import Mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import ROOT, WordChecker, random_stack
@@ -21,7 +24,7 @@ from loop_helpers import (
     run_tiny,
     tiny_config,
 )
-from tables import cases, write_jsonl
+from tables import cases
 from world_text import ANSWER_MARK
 
 from soar import seeds
@@ -36,6 +39,7 @@ from soar.problems.load import fingerprint
 from soar.problems.pool import VerifierPool, adapt
 from soar.problems.prompts import FORMATS, PromptFormat
 from soar.problems.verify import VerifierError
+from soar.run.interrupts import Stopped
 from soar.run.setup import open_env
 from soar.types import Problem, Reason, Rejection, Verdict
 
@@ -216,12 +220,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_questions_of_a_teacher_have_what_all_rows_of_the_file_say(file, tmp_path):
     """A function that goes by verl's data_source judges them too; the halves of the hard set keep all columns."""
     texts = [{"question": problem.question, "answer": problem.answer} for problem in easy_problems(12)]
-    told = [{"data_source": "x", "level": level, **row} for level, row in enumerate(texts)]
-    keys = [f"problems.source={write_jsonl(tmp_path / 'p.jsonl', told)}", f"problems.verifier={file}:by_source"]
-    run_tiny(tmp_path / "run", *keys, *BRIEF, "teacher.steps=1", 'arms.run=["base"]')
+    told = [{"data_source": "x", "made": date(2026, 1, 2), "level": level, **row} for level, row in enumerate(texts)]
+    pq.write_table(pa.Table.from_pylist(told), tmp_path / "p.parquet")
+    keys = [f"problems.source={tmp_path / 'p.parquet'}", f"problems.verifier={file}:by_source", *BRIEF]
+    run_tiny(tmp_path / "run", *keys, "teacher.steps=1", 'arms.run=["base"]')
     (event,), half = events(tmp_path / "run", "outer_step"), read_jsonl(tmp_path / "run" / "hard" / "test.jsonl")
     assert event["student_first"]["not_judged"] == 0.0
-    assert {(row["data_source"], row["level"] < 12) for row in half} == {("x", True)}
+    assert {(row["data_source"], row["made"], row["level"] < 12) for row in half} == {("x", "2026-01-02", True)}
+    with pytest.raises(Stopped, match="outer step 0 waits"):
+        run_tiny(tmp_path / "sets", *keys, "backend.kind=files")
+    (made,) = {row["made"] for row in read_jsonl(tmp_path / "sets" / "sets" / "0000" / "0-0" / "train.jsonl")}
+    assert made == "2026-01-02"
 
 
 ROW = {

@@ -91,7 +91,11 @@ def _parquet(rows: list[Row]) -> bytes:
     missing = "--format verl writes parquet and needs pyarrow: pip install 'soar-rl[parquet]'"
     arrow, parquet = (import_extra(name, ExportError, missing) for name in ("pyarrow", "pyarrow.parquet"))
     sink = io.BytesIO()
-    parquet.write_table(arrow.Table.from_pylist(rows), sink)
+    try:
+        parquet.write_table(arrow.Table.from_pylist(rows), sink)
+    except (arrow.ArrowException, UnicodeError, OverflowError) as error:
+        mend = "drop the column that has several kinds of values, empty objects or broken text, or export with --format trl"
+        raise ExportError(f"parquet cannot hold the columns of these problems ({error}); {mend}") from error
     return sink.getvalue()
 
 

@@ -5,6 +5,7 @@ until there is a result of every set in `sets/STEP/results`. Teacher, base model
 """
 
 import importlib.util
+import json
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from pydantic import Field
 from soar.config import ConfigError, Section, resolve_path
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.engine.rollouts import Rollouts
-from soar.files import Row, read_object, write_atomic, write_json
+from soar.files import Row, finite, read_object, write_atomic, write_json
 from soar.loop.population import Population
 from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
@@ -140,9 +141,10 @@ class FileLoop(OuterLoop):
         domain, model, keys = domain_of(self.config.problems), self.config.model, dict(self.config.problems)
         forms = ("trl", "verl") if importlib.util.find_spec("pyarrow") else ("trl",)
         about = {"step": self.state.step, "dataset": None, "reward": None}
+        shared = json.loads(json.dumps(finite(self.env.shared), default=str))  # a parquet file has dates too
         for name, problems in {**sets, "measure": self.draw_reward_questions()}.items():
             kind = {"kind": "hard" if name == "measure" else "accepted"}
-            rows = [{**self.env.shared, "question": p.question, "answer": p.answer, **kind, **about} for p in problems]
+            rows = [{**shared, "question": p.question, "answer": p.answer, **kind, **about} for p in problems]
             for file, content in (item for form in forms for item in files_of(form, domain, rows, keys).items()):
                 write_atomic(place / file if file.endswith(".py") else place / name / file, content)
         save_adapter(self.env.backbone, self.state.baseline, place / "start")
