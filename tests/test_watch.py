@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def test_foreign_text_cannot_command_the_terminal(run, tmp_path):
     entry = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
     add(folder, "metrics.jsonl", step(0, [0.1], accepted=HOSTILE, sampled=HOSTILE))
     add(folder, "metrics.jsonl", {"event": "alarm", "step": 0, "kind": HOSTILE, "message": HOSTILE})
-    add(folder, "questions.jsonl", {"step": 0, "question": HOSTILE, "answer": HOSTILE, "reward": 0.1})
+    question = {"step": 0, "question": HOSTILE, "answer": HOSTILE, "reward": 0.1, "dataset": math.nan}
+    add(folder, "questions.jsonl", question)
     write_json(folder / "summary.json", {"arms": {HOSTILE: entry}})
     console = Console(file=out, width=300)
     watch.follow(folder, console, 0.01)

@@ -252,7 +252,7 @@ def extremes(rows: Sequence[Row]) -> list[tuple[str, float, list[Row]]]:
     rewarded = [row for row in rows if number(row.get("reward")) is not None]
     ends = [pick(rewarded, key=lambda row: row["reward"]) for pick in (max, min) if rewarded]
     names = ("best", "worst") if ends and ends[0]["reward"] > ends[1]["reward"] else ("alike",)
-    same = [[row for row in rewarded if row.get("dataset") == end.get("dataset")] for end in ends]
+    same = [[row for row in rewarded if count(row.get("dataset")) == count(end.get("dataset"))] for end in ends]
     return [(name, end["reward"], some) for name, end, some in zip(names, ends, same, strict=False)]
 
 
