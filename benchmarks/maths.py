@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import fisher_exact, pearsonr, t, ttest_1samp
+from scipy.stats import fisher_exact, norm, pearsonr, t, ttest_1samp
 
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 
@@ -128,10 +128,24 @@ def with_votes(folder: Path) -> None:
         print(f"solved, by seed, {arm}: {[counts[seed] for seed in sorted(counts)]}")
     for compared in document(folder / "maths-votes.jsonl")["comparisons"]:
         for k, gap in compared["pass_at"].items():
-            t_95, bootstrap = ([round(100 * end, 1) for end in gap[key]] for key in ("interval_95", "bootstrap_95"))
-            print(f"pass@{k}, {compared['a']} - {compared['b']}: {100 * gap['difference']:+.1f} points, t {t_95}, bootstrap "
+            t_95, bootstrap = ([round(100 * end, 2) for end in gap[key]] for key in ("interval_95", "bootstrap_95"))
+            print(f"pass@{k}, {compared['a']} - {compared['b']}: {100 * gap['difference']:+.2f} points, t {t_95}, bootstrap "
                   f"{bootstrap}, sign flips p {gap['p_seeds']:.2f}, adjusted {gap.get('p_adjusted', 'primary')}")  # fmt: skip
     over = document(folder / "maths-votes.jsonl")["arms"]
+    for arm, row in over.items():
+        (low, high), at = row["interval_95"]["32"], row["pass_at"]
+        print(
+            f"{arm}: pass@32 {at['32']:.1%} [{low:.1%}, {high:.1%}], pass@1 {at['1']:.2%}, {row['total_tokens']:,.0f} tokens"
+        )
+    real = [row for row in rows(folder / "maths-kill-4.jsonl") if row["event"] == "curve" and row["arm"] == "real"]
+    for variant in VARIANTS:
+        pq = next(row for row in evaluations if row["cell"] == f"{variant}-seed0" and row["arm"] == "pq")
+        for row in real:
+            gap = ttest_1samp(np.subtract(row["correct"], pq["correct"]) / 32, 0)
+            low, high = gap.confidence_interval()
+            mean = np.subtract(row["correct"], pq["correct"]).mean() / 32
+            said = f"{mean:+.2%} [{low:+.2%}, {high:+.2%}], p {gap.pvalue:.2f}"
+            print(f"real after {row['step']} steps - pq of {variant}, seed 0: {said}")
     for k in ("1", "8", "32"):
         means = [over[arm]["pass_at"][k] for arm in ("pq", "select_only_pq", "hard_only")]
         print(f"pass@{k}: " + ", ".join(f"{mean:.2%}" for mean in means) + f", {means[0] / means[2]:.2f} times")
@@ -141,6 +155,8 @@ def with_votes(folder: Path) -> None:
     print(
         f"tokens an attempt and problems solved, eight students: r {r:.2f}; differences within seeds: r {r_apart:.2f}"
     )
+    others = [(lengths[arm][s], n) for arm in solved if not arm.endswith("pq") for s, n in solved[arm].items()]
+    print(f"  the other {len(others)} readings: r {pearsonr(*np.transpose(others)).statistic:.2f}")
     reward_twice(events)
     profile = json.loads((folder / "../../benchmarks/results/h200-maths-profile.json").read_text())
     for cell in profile["cells"]:
@@ -148,11 +164,13 @@ def with_votes(folder: Path) -> None:
         shares = (at["engine/sampler.py:sample"], waits, at["engine/update.py:update"])
         shown = [f"{count / cell['samples']:.0%}" for count in shares]
         print(f"{cell['cell']}: {cell['samples'] * cell['every_s']:.0f} s; sampling, waiting in it, update: {shown}")
-    right, posed = dict[str, int](), dict[str, int]()
+    right, posed, by_step = dict[str, int](), dict[str, int](), dict[tuple[str, int], int]()
     for row in rows(folder / "maths-votes-questions.jsonl"):
         if "right_by_hand" in row:
             right[row["cell"]] = right.get(row["cell"], 0) + row["right_by_hand"]
             posed[row["cell"]] = posed.get(row["cell"], 0) + row["well_posed"]
+            place = (row["cell"].split("-")[0], row["step"])
+            by_step[place] = by_step.get(place, 0) + row["right_by_hand"]
     shares = [right[f"{variant}-seed{s}"] for variant in VARIANTS for s in range(4)]
     sizes, counts = np.transpose(practised)
     test, other = pearsonr(shares, counts), pearsonr(shares, sizes)
@@ -160,6 +178,14 @@ def with_votes(folder: Path) -> None:
     print(
         f"  right ones and problems solved: r {test.statistic:.2f}, p {test.pvalue:.3f}; and tokens: r {other.statistic:.2f}"
     )
+    later = [i for i in range(8) if i % 4]
+    fewer = [
+        pearsonr(*np.array(pair)[:, later]).statistic for pair in ((shares, counts), (sizes, counts), (shares, sizes))
+    ]
+    print(
+        f"  without seed 0: r {fewer[0]:.2f}; tokens and problems solved {fewer[1]:.2f}, right ones and tokens {fewer[2]:.2f}"
+    )
+    print(f"  right by teacher and step, of 64: {by_step}")
     for name in dict.fromkeys(row["cell"] for row in events if row["event"] == "arm_step"):
         own = [row for row in events if row["cell"] == name and row["event"] == "arm_step"]
         for arm in dict.fromkeys(row["arm"] for row in own):
@@ -182,7 +208,9 @@ def reward_twice(events: list[dict[str, Any]]) -> None:
         r = float(once @ again / np.sqrt((once @ once) * (again @ again)))
         free = len(once) - len(both) - 1  # a mean for each seed, and the slope
         p = 2 * t.sf(abs(r) * np.sqrt(free / (1 - r * r)), free)
-        print(f"rewards of the same {len(once)} sets in runs {' and '.join(runs)}, within seeds: r {r:.2f}, p {p:.2f}")
+        low, high = np.tanh(np.arctanh(r) + norm.ppf([0.025, 0.975]) / np.sqrt(free - 1))
+        said = f"r {r:.2f} [{low:.2f}, {high:.2f}], p {p:.2f}"
+        print(f"rewards of the same {len(once)} sets in runs {' and '.join(runs)}, within seeds: {said}")
 
 
 def first_run(folder: Path) -> None:
