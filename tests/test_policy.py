@@ -1,5 +1,6 @@
 """Stacked policies: each row sees its own slice only, the base model stays as it is, adapters are those of PEFT."""
 
+import json
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,11 @@ def test_adapters_of_other_trainers_have_the_scale_of_peft_and_are_float32_here(
     assert pickle.loads(pickle.dumps(stack)).digest() == stack.digest()
     with torch.no_grad():
         near(logits_of(backbone, stack, inputs(1)), theirs(inputs(1)).logits)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    for endless in (r"((\w|\.)+)+!", "model" + ".*" * 20 + "!", r"(\w+\.?){9}!"):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "rank_pattern": {endless: 4}}))
+        with pytest.raises(ConfigError, match="repeats a group, or more than 3 times; give the layers' names"):
+            load_adapter(backbone, tmp_path)
 
 
 def test_weights_travel_beside_the_pickle_and_may_be_written_where_they_came():

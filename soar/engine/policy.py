@@ -323,6 +323,10 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     fresh = backbone.new_stack(seed=0)
     alpha, rank = float(settings["lora_alpha"]), float(settings["r"])
     alphas, ranks = settings.get("alpha_pattern") or {}, settings.get("rank_pattern") or {}
+    for key in {*alphas, *ranks}:  # of a stranger's file, and matched against the name of every layer
+        if re.search(r"\)[*+{]", key) or len(re.findall("[*+{]", key)) > 3:
+            why = "repeats a group, or more than 3 times; give the layers' names"
+            raise ConfigError(f"{folder}: the pattern {key!r:.80} {why}")
     root = math.sqrt if settings.get("use_rslora") else float
     if fresh.kind == "lora":
         fresh.scale = alpha / root(rank)
