@@ -182,7 +182,13 @@ def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers
     assert said[1:] == ["worker 1 was lost and started again; what it was doing (train_chunk) is done again"]
 
 
-def test_results_come_in_order_every_step_is_told_and_errors_come_back_as_what_they_are(two):
+def shared(env: Any, tick: Tick) -> Any:
+    return env.shared
+
+
+def test_results_come_in_order_every_step_is_told_and_errors_come_back_as_what_they_are(two, env, monkeypatch):
+    monkeypatch.setattr(env, "shared", {"data_source": "x"})  # known when problems are loaded, after the workers
+    assert ask(two[0], shared, (), ()) == [{"data_source": "x"}] * 2
     ticks: list[int] = []
     results = ask(two[0], double, (30,), (1,), (2,), (3,), common=(1,), tick=lambda: ticks.append(0))
     assert [value for value, _ in results] == [61, 3, 5, 7]
@@ -270,16 +276,16 @@ def test_workers_that_end_early_are_named():
 def test_a_worker_loads_counts_names_other_weights_and_ends_with_its_gpu(env, monkeypatch):
     digest = env.backbone.base_digest()
     with pytest.raises(ConfigError, match=r"model\.path = 'no/such/folder' cannot be loaded"):
-        Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest, {}).open()
+        Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
     with pytest.raises(WorkersLost, match="loaded other weights than the run's process"):
-        Worker(1, tiny_config(), os.getcwd(), "0" * 64, {}).open()
-    worker = Worker(3, tiny_config(), os.getcwd(), digest, {})
-    reply = worker.work(screen_call, "key", (tiny_config(),), (easy_problems(2), 0, 4))
+        Worker(1, tiny_config(), os.getcwd(), "0" * 64).open()
+    worker = Worker(3, tiny_config(), os.getcwd(), digest)
+    reply = worker.work(screen_call, "key", ({}, (tiny_config(),)), (easy_problems(2), 0, 4))
     assert [row.attempts for row in reply.value] == [4, 4] and reply.tokens > 8
     assert (reply.number, reply.pid, reply.key) == (3, os.getpid(), "key")
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):  # its GPU is lost: a new process may get it back
-        worker.work(failing, "key", (), (RuntimeError("CUDA error: unspecified launch failure"),))
+        worker.work(failing, "key", ({}, ()), (RuntimeError("CUDA error: unspecified launch failure"),))
 
 
 def test_a_cluster_that_cannot_be_is_named_before_anything_is_loaded(tmp_path, capsys, monkeypatch, ray, env):

@@ -42,10 +42,10 @@ Reply = namedtuple("Reply", "number pid key value tokens seconds ticks")
 
 class Worker:
     """One worker process: base model, sampler and verifier, loaded by the first call, also after a restart. cwd: folder in
-    which relative paths are looked up. digest: sha256 of the driver's base weights, the same here. shared: of its env."""
+    which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same."""
 
-    def __init__(self, number: int, config: Config, cwd: str, digest: str, shared: dict[str, Any]) -> None:
-        self.number, self.config, self.cwd, self.digest, self.shared = number, config, cwd, digest, shared
+    def __init__(self, number: int, config: Config, cwd: str, digest: str) -> None:
+        self.number, self.config, self.cwd, self.digest = number, config, cwd, digest
 
     @cached_property
     def env(self) -> RolloutEnv:
@@ -59,15 +59,16 @@ class Worker:
                 f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
                 "where one has a GPU and the other has none"
             )
-        self.meter, env.shared = TokenMeter(env.sampler), self.shared
+        self.meter = TokenMeter(env.sampler)
         return env
 
     def open(self) -> tuple[int, str]:
         """Process, and where it is."""
         return os.getpid(), f"{platform.node()} ({self.env.backbone.device.type})"
 
-    def work(self, work: Callable[..., Any], key: Any, common: Task, task: Task) -> Reply:
+    def work(self, work: Callable[..., Any], key: Any, given: tuple[dict[str, Any], Task], task: Task) -> Reply:
         """One piece of work; the value is what `work` returns. A process whose GPU is lost ends, so that it is replaced."""
+        self.env.shared, common = given  # of the driver's env, and what all pieces have in common
         self.env.sampler.on_tokens = no_tick
         ticks: list[None] = []
         started, before = time.monotonic(), self.meter.tokens
@@ -168,7 +169,7 @@ class RayParallel:
             try:
                 options: dict[str, Any] = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": self.cluster.retries}
                 kind = self._ray.remote(**options, max_task_retries=-1)(Worker)
-                given = (config, os.getcwd(), self._env.backbone.base_digest(), self._env.shared)
+                given = (config, os.getcwd(), self._env.backbone.base_digest())
                 self.actors = [kind.remote(number + 1, *given) for number in range(self.size)]
             except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
                 raise WorkersLost(
@@ -219,14 +220,15 @@ class RayParallel:
     ) -> Iterator[tuple[Any, Any]]:
         """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
         self._env.release()  # a worker may share this GPU
-        ray, name, shared, free, loading = self._ray, work.__name__, self._ray.put(common), list(self.actors), 0.0
+        ray, name, free, loading = self._ray, work.__name__, list(self.actors), 0.0
+        given = ray.put((self._env.shared, common))  # shared is known since the problems were loaded, after the workers
         busy: dict[Any, Any] = {}
         self._open.append(name)
         try:
             while queue or busy:
                 while queue and free:
                     (key, task), actor = queue.popleft(), free.pop()
-                    busy[actor.work.remote(work, key, shared, ray.put(task))] = actor  # put: too large for Ray's client
+                    busy[actor.work.remote(work, key, given, ray.put(task))] = actor  # put: too large for Ray's client
                 limit = max(STILL_S, STILL_TIMES * max(self._longest.get(kind, float("inf")) for kind in self._open))
                 done: list[Any] = []
                 until = time.monotonic() + limit + loading
@@ -254,7 +256,7 @@ class RayParallel:
                 yield reply.key, reply.value
             if self.gpus and self._open == [name]:  # this process may share one with a worker
                 with self._errors():
-                    ray.get([actor.work.remote(lambda env, tick: env.release(), None, (), ()) for actor in self.actors])
+                    ray.get([a.work.remote(lambda env, *_: env.release(), None, given, ()) for a in self.actors])
         finally:
             self._open.remove(name)
 
