@@ -220,7 +220,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_questions_of_a_teacher_have_what_all_rows_of_the_file_say(file, tmp_path):
     """A function that goes by verl's data_source judges them too; the halves of the hard set keep all columns."""
     texts = [{"question": problem.question, "answer": problem.answer} for problem in easy_problems(12)]
-    told = [{"data_source": "x", "made": date(2026, 1, 2), "level": level, **row} for level, row in enumerate(texts)]
+    alike = {"data_source": "x", "made": date(2026, 1, 2), "prompt": "Solve it."}
+    told = [{**alike, "level": level, **row} for level, row in enumerate(texts)]
     pq.write_table(pa.Table.from_pylist(told), tmp_path / "p.parquet")
     keys = [f"problems.source={tmp_path / 'p.parquet'}", f"problems.verifier={file}:by_source", *BRIEF]
     run_tiny(tmp_path / "run", *keys, "teacher.steps=1", 'arms.run=["base"]')
@@ -229,8 +230,8 @@ def test_questions_of_a_teacher_have_what_all_rows_of_the_file_say(file, tmp_pat
     assert {(row["data_source"], row["made"], row["level"] < 12) for row in half} == {("x", "2026-01-02", True)}
     with pytest.raises(Stopped, match="outer step 0 waits"):
         run_tiny(tmp_path / "sets", *keys, "backend.kind=files")
-    (made,) = {row["made"] for row in read_jsonl(tmp_path / "sets" / "sets" / "0000" / "0-0" / "train.jsonl")}
-    assert made == "2026-01-02"
+    rows = read_jsonl(tmp_path / "sets" / "sets" / "0000" / "0-0" / "train.jsonl")
+    assert {(row["made"], row["question"] in row["prompt"]) for row in rows} == {("2026-01-02", True)}
 
 
 ROW = {
