@@ -11,10 +11,11 @@ from helpers import random_stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import easy_problems, tiny_config
+from scipy.stats import f_oneway
 
 from soar.config import EvaluateConfig
 from soar.loop import evaluate
-from soar.loop.evaluate import bootstrap_interval, clopper_pearson, count_correct, over_seeds
+from soar.loop.evaluate import bootstrap_interval, clopper_pearson, count_correct, over_seeds, told_apart
 from soar.loop.parallel import no_tick
 from soar.report import alarms
 from soar.report.alarms import hashed_ngrams, step_vendi, vendi_score
@@ -218,6 +219,22 @@ def test_screening_that_is_cut_off():
     assert "mean reward +0.1500 though only 1 of 20 answers of the teacher are correct" in alarm["message"]
     for event, questions in ((step(), rows(limit)), (step(reward_mean=0.0), rows(0)), (step(), [{"question": "q"}])):
         assert kinds(event, questions, []) == []
+
+
+def test_whether_rewards_tell_the_sets_of_a_step_apart():
+    """One step: scipy's analysis of variance. Two: sums of both, never across steps (the second one's level is far off)."""
+    rng = np.random.default_rng(0)
+    gains = rng.normal(size=(2, 5, 3)) + np.array([[[0.0]], [[100.0]]])
+    steps = [list(zip(g.mean(1), g.std(1, ddof=1) / 3**0.5, strict=True)) for g in gains]
+    assert told_apart(steps[:1], 3) == pytest.approx(tuple(f_oneway(*gains[0])))
+    both = told_apart(steps, 3)
+    assert both is not None and both[0] == pytest.approx(
+        sum(g.mean(1).var(ddof=1) for g in gains) / 2 / (sum(g.var(1, ddof=1).mean() for g in gains) / 2 / 3)
+    )
+    apart = told_apart([[(mean + 5 * i, error) for i, (mean, error) in enumerate(step)] for step in steps], 3)
+    assert apart is not None and apart[1] < 1e-6 < 0.05 < both[1]
+    nothing: list[Any] = [([], 3), ([[(1.0, 0.5)]], 3), (steps, 1), ([[(1.0, 0.0), (2.0, 0.0)]], 3)]
+    assert [told_apart(*given) for given in nothing] == [None] * 4
 
 
 def test_an_arm_that_ends_below_its_best_reading_by_more_than_chance_is_named():

@@ -269,6 +269,11 @@ def test_every_chart_is_what_the_events_say(folder):
         run.config["arms"]["curriculum_steps"] = alone
         page = report.render("report.html", report.content(run))
         assert (text in " ".join(page.split())) == (alone == steps)
+    for told in ([[1.0, 2.0], [0.1, 0.1]], [[1.0, 2.0], 7], [[1.0, None], [0.1, 0.1]], [["<b>", 2.0], [0.1, "<b>"]]):
+        run.steps[0].update(zip(("reward_G", "reward_se_G"), told, strict=True))
+        run.config["student"]["repeats"] = 2
+        page = report.render("report.html", report.content(run))
+        assert ("of one dataset's students" in " ".join(page.split())) == (told == [[1.0, 2.0], [0.1, 0.1]])
     base = run.arms["base"]
     assert f"> {base.evaluation_tokens // (base.problems * base.attempts)} an attempt<" in page.replace('">', "> ")
     assert all("data:image/svg+xml" in chart.image() for chart in report.run_charts(run))

@@ -127,6 +127,24 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
     return float(permutation_test((values,), lambda values, axis: values.sum(axis=axis), **how).pvalue)
 
 
+def told_apart(steps: Sequence[Sequence[tuple[float, float]]], repeats: int) -> tuple[float, float] | None:
+    """(F, p) of a one-way analysis of variance within steps: whether rewards tell the sets of a step apart.
+
+    steps: of each step (mean, standard error over `repeats` students) of every set. None where nothing can be told: one
+    student a set, one set a step, or students that are all alike.
+    """
+    from scipy.stats import f
+
+    compared = [sets for sets in steps if len(sets) > 1]
+    count = sum(map(len, compared))
+    chance = sum(error**2 for sets in compared for _, error in sets) / max(1, count)
+    if repeats < 2 or not chance > 0:
+        return None
+    spread = sum(statistics.variance([reward for reward, _ in sets]) * (len(sets) - 1) for sets in compared)
+    ratio = spread / (count - len(compared)) / chance
+    return ratio, float(f.sf(ratio, count - len(compared), count * (repeats - 1)))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of a family of comparisons adjusted so that any false one among them has its stated chance (Holm 1979)."""
     adjusted, largest = [0.0] * len(p_values), 0.0

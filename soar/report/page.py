@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from soar.files import Row, asset, clipped, visible, write_atomic
+from soar.loop.evaluate import told_apart
 from soar.report import text as wording
 from soar.report.runs import Arm, Run, count, mapping, mean, number, numbers, read_arm, read_run, standard_error
 from soar.report.text import TEMPLATES
@@ -257,6 +258,11 @@ def loop_section(run: Run) -> dict[str, Any]:
     for event in run.steps:
         rejected.update({reason: max(0, count(n) or 0) for reason, n in mapping(event.get("rejected")).items()})
     rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
+    repeats, sets = count(run.setting("student", "repeats")) or 0, list[list[tuple[float, float]]]()
+    for event in run.steps:
+        rewards, errors = (x if isinstance(x := event.get(key), list) else [] for key in ("reward_G", "reward_se_G"))
+        pairs = map(numbers, zip(rewards, errors, strict=False))
+        sets.append([(pair[0], pair[1]) for pair in pairs if len(pair) == 2])
     own: dict[str, Row] = {"reward": {"marks": marks, "rules": rules}, "rates": {"marks": marks}}
     likelihood = mapping(run.config.get("reward")).get("mode") in ("likelihood", "forced")
     if likelihood:
@@ -270,6 +276,8 @@ def loop_section(run: Run) -> dict[str, Any]:
         "left_out": max(0, len(rows) - MAX_STEPS_SHOWN),
         "charts": [chart for chart in charts if chart],
         "likelihood": likelihood,
+        "apart": told_apart(sets, repeats),
+        "alone": repeats == 1 and mapping(run.config.get("teacher")).get("reward") == "grounded",
         "rejected": [(reason, n) for reason, n in rejected.most_common() if n],
         "accepted": int(sum(column(rows, "accepted"))),
         "sampled": int(sum(column(rows, "sampled"))),
