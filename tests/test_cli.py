@@ -180,6 +180,27 @@ def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path
     assert {"2", "4"} <= set(re.findall(r"^evaluation: (\d)/6", said, re.MULTILINE)), said
     assert shown.startswith("6 problems, 4 attempts each\npolicy")
     assert f"result: {out}" in shown
+    (own := tmp_path / "own.py").write_text("def grade(completions, **_):\n    return [1.0] * len(completions)\n")
+    assert main(["eval", "tiny", "--problems", problems, "--verifier", f"{own}:grade", "--out", str(out)]) == 0
+    assert set(json.loads(out.read_text())["policies"]["base"]["pass_at"].values()) == {1.0}
+    assert (
+        main(
+            [
+                "student",
+                "tiny",
+                "--train",
+                "hard_only",
+                "--steps",
+                "1",
+                "--verifier",
+                "nope",
+                "--out",
+                str(tmp_path / "no"),
+            ]
+        )
+        == 1
+    )
+    assert "problems.verifier = 'nope'" in capsys.readouterr().err
 
 
 def test_init_writes_a_commented_recipe(tmp_path, capsys):

@@ -352,6 +352,7 @@ def eval_(
     recipe: Recipe = None,
     model: Model = None,
     problems: Problems = None,
+    verifier: Verifier = None,
     sets: Sets = None,
     adapter: Annotated[list[Path] | None, Option(help=_ADAPTER)] = None,
     workers: Workers = None,
@@ -374,7 +375,9 @@ def eval_(
     run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
     # These keys are about the run's own problems, and its arms may need what others do not have.
     unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0", "arms.run=[]"]
-    config = config_of(recipe or run, model, problems, [*unset, *overriding(sets, workers)])
+    config = config_of(
+        recipe or run, model, problems, [*unset, *overriding(sets, workers, problems__verifier=verifier)]
+    )
     with Progress(quiet=quiet) as progress:
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.pipeline import measure as measured
@@ -394,6 +397,7 @@ def student(
     emit: Annotated[Path | None, Option(help="Run folder for the training sets of an outer step, see below.")] = None,
     model: Model = None,
     problems: Problems = None,
+    verifier: Verifier = None,
     sets: Sets = None,
     steps: Annotated[int | None, Option(help="RLOO steps (arms.steps).")] = None,
     resume: Resume = False,
@@ -413,8 +417,9 @@ def student(
     folder, own = out or emit, [value is not None for value in (train, out)]
     if folder is None or (emit is not None and (any(own) or steps is not None)) or (emit is None and not all(own)):
         raise BadParameter("expected --train ARM and --out DIR, or --emit DIR (without --steps, which is of --train)")
+    sets = overriding(sets, None, problems__verifier=verifier)
     if train is not None:
-        config = student_config(train, recipe, model, problems, sets or [], steps)
+        config = student_config(train, recipe, model, problems, sets, steps)
     else:
         values = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": screening(recipe)}
         config = config_of(recipe, model, problems, overriding(sets, None, **values))
