@@ -3,6 +3,7 @@
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
 python benchmarks/maths.py --practice POOL.jsonl FILE.jsonl       the easier ones of the third kill test
+python benchmarks/maths.py --add runs/maths/cells/soar-seed0 ...  adds cells of study maths to docs/results/maths-votes.jsonl
 python benchmarks/maths.py --counts docs/results/maths-votes.jsonl    writes docs/results/maths.json
 
 POOL.jsonl: problems of the MATH test split with the ids math-test/N, N their place in it.
@@ -27,12 +28,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, and cut off in at most this share of them
-VARIANTS = {
-    "soar": "",
-    "untrained": "select_only_",
-}  # cells of study maths -> what stands before the names of their arms
+# Cells of study maths -> what stands before the names of their arms.
+VARIANTS = {"soar": "", "untrained": "select_only_", "cheaper": "", "written": "as_written_"}
 COMPARED = [("pq", "hard_only"), ("ps", "hard_only"), ("pq", "select_only_pq"), ("ps", "select_only_ps"),
-            ("select_only_pq", "hard_only"), ("hard_only", "base")]  # fmt: skip
+            ("select_only_pq", "hard_only"), ("hard_only", "base"), ("pq", "base_t"), ("base_t", "hard_only"),
+            ("base_t", "as_written_base_t")]  # fmt: skip
 PRIMARY = ("pq", "hard_only", "32")
 
 
@@ -68,9 +68,10 @@ def document(counts: Path) -> dict[str, Any]:
         elif row["event"] == "evaluation":
             evaluations.setdefault(VARIANTS[variant] + row["arm"], {})[seed] = row
 
-    def values(arm: str, k: int) -> list[dict[str, float]]:
-        of = sorted(evaluations[arm].items())
-        return [{i: pass_at_k(32, c, k) for i, c in zip(held[seed], row["correct"], strict=True)} for seed, row in of]
+    def values(arm: str, k: int, other: str = "") -> list[dict[str, float]]:
+        """Of the seeds that the other arm has too."""
+        of = [(held[seed], row) for seed, row in sorted(evaluations[arm].items()) if seed in evaluations[other or arm]]
+        return [{i: pass_at_k(32, c, k) for i, c in zip(ids, row["correct"], strict=True)} for ids, row in of]
 
     arms = {}
     for arm, of in evaluations.items():
@@ -84,7 +85,9 @@ def document(counts: Path) -> dict[str, Any]:
         }
     compared, family = [], []
     for a, b in COMPARED:
-        gaps = {str(k): paired_over_seeds(values(a, k), values(b, k), 0, 2000) for k in (1, 8, 32)}
+        if not evaluations.get(a, {}).keys() & evaluations.get(b, {}).keys():
+            continue
+        gaps = {str(k): paired_over_seeds(values(a, k, b), values(b, k, a), 0, 2000) for k in (1, 8, 32)}
         compared.append({"a": a, "b": b, "pass_at": gaps})
         family += [gap for k, gap in gaps.items() if (a, b, k) != PRIMARY]
     for gap, p in zip(family, holm([gap["p_seeds"] for gap in family]), strict=True):
@@ -92,11 +95,26 @@ def document(counts: Path) -> dict[str, Any]:
     return {"model": "Qwen2.5-Coder-1.5B-Instruct", "seeds": len(held), "arms": arms, "comparisons": compared}
 
 
+def add(cells: list[Path], out: Path) -> None:
+    """Append the events of cells, and which problems they hold out."""
+    there = {row["cell"] for row in rows(out)}
+    for cell in cells:
+        if cell.name in there:
+            raise SystemExit(f"{out} has the cell {cell.name}")
+        held = [row["id"] for row in rows(cell / "hard" / "test.jsonl")]
+        events = [{"event": "cell", "held_out": held}, *rows(cell / "metrics.jsonl")]
+        lines = [json.dumps({"cell": cell.name, **row}) for row in events if row["event"] != "screen"]
+        with open(out, "a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+
 def main() -> None:
     default = Path("docs/results")
     match sys.argv[1:]:
         case ["--hard" | "--practice" as name, pool, out]:
             write_problems(name, default, Path(pool), Path(out))
+        case ["--add", *cells]:
+            add([Path(cell) for cell in cells], default / "maths-votes.jsonl")
         case ["--counts", counts]:
             text = json.dumps(document(Path(counts)), indent=1)
             (default / "maths.json").write_text(f"{text}\n", encoding="utf-8")
@@ -138,7 +156,7 @@ def with_votes(folder: Path) -> None:
             f"{arm}: pass@32 {at['32']:.1%} [{low:.1%}, {high:.1%}], pass@1 {at['1']:.2%}, {row['total_tokens']:,.0f} tokens"
         )
     real = [row for row in rows(folder / "maths-kill-4.jsonl") if row["event"] == "curve" and row["arm"] == "real"]
-    for variant in VARIANTS:
+    for variant in ("soar", "untrained"):
         pq = next(row for row in evaluations if row["cell"] == f"{variant}-seed0" and row["arm"] == "pq")
         for row in real:
             gap = ttest_1samp(np.subtract(row["correct"], pq["correct"]) / 32, 0)
@@ -171,7 +189,7 @@ def with_votes(folder: Path) -> None:
             posed[row["cell"]] = posed.get(row["cell"], 0) + row["well_posed"]
             place = (row["cell"].split("-")[0], row["step"])
             by_step[place] = by_step.get(place, 0) + row["right_by_hand"]
-    shares = [right[f"{variant}-seed{s}"] for variant in VARIANTS for s in range(4)]
+    shares = [right[f"{variant}-seed{s}"] for variant in ("soar", "untrained") for s in range(4)]
     sizes, counts = np.transpose(practised)
     test, other = pearsonr(shares, counts), pearsonr(shares, sizes)
     print(f"answers of promoted questions right by hand, of 32: {right}; well-posed: {posed}")
