@@ -229,6 +229,9 @@ def _last_turn(row: Row, turns: list[Any], report: LoadReport) -> str | None:
 
 def read_answer(value: Any, report: LoadReport) -> str:
     """The gold answer as text. `0` is an answer; null, blank, NaN and infinity are none. Raises Dropped."""
+    if isinstance(value, dict) and value.keys() == {"target"}:  # Search-R1's
+        report.notes["answer taken from its target"] += 1
+        value = value["target"]
     items = value if isinstance(value, list) else _parsed(value, '["')
     if isinstance(items, list) and len(items) == 1:
         report.notes["answer taken out of a list of one"] += 1
