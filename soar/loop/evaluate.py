@@ -133,13 +133,13 @@ def told_apart(steps: Sequence[Sequence[tuple[float, float]]], repeats: int) -> 
     steps: of each step (mean, standard error over `repeats` students) of every set. None where nothing can be told: one
     student a set, one set a step, or students that are all alike.
     """
-    from scipy.stats import f
-
     compared = [sets for sets in steps if len(sets) > 1]
     count = sum(map(len, compared))
     chance = sum(error**2 for sets in compared for _, error in sets) / max(1, count)
     if repeats < 2 or not chance > 0:
         return None
+    from scipy.stats import f
+
     spread = sum(statistics.variance([reward for reward, _ in sets]) * (len(sets) - 1) for sets in compared)
     ratio = spread / (count - len(compared)) / chance
     return ratio, float(f.sf(ratio, count - len(compared), count * (repeats - 1)))
