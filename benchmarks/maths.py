@@ -144,13 +144,13 @@ def with_votes(folder: Path) -> None:
         )
     for arm, counts in solved.items():
         print(f"solved, by seed, {arm}: {[counts[seed] for seed in sorted(counts)]}")
-    for compared in document(folder / "maths-votes.jsonl")["comparisons"]:
+    over = document(folder / "maths-votes.jsonl")
+    for compared in over["comparisons"]:
         for k, gap in compared["pass_at"].items():
             t_95, bootstrap = ([round(100 * end, 2) for end in gap[key]] for key in ("interval_95", "bootstrap_95"))
             print(f"pass@{k}, {compared['a']} - {compared['b']}: {100 * gap['difference']:+.2f} points, t {t_95}, bootstrap "
                   f"{bootstrap}, sign flips p {gap['p_seeds']:.2f}, adjusted {gap.get('p_adjusted', 'primary')}")  # fmt: skip
-    over = document(folder / "maths-votes.jsonl")["arms"]
-    for arm, row in over.items():
+    for arm, row in over["arms"].items():
         (low, high), at = row["interval_95"]["32"], row["pass_at"]
         print(
             f"{arm}: pass@32 {at['32']:.1%} [{low:.1%}, {high:.1%}], pass@1 {at['1']:.2%}, {row['total_tokens']:,.0f} tokens"
@@ -165,7 +165,7 @@ def with_votes(folder: Path) -> None:
             said = f"{mean:+.2%} [{low:+.2%}, {high:+.2%}], p {gap.pvalue:.2f}"
             print(f"real after {row['step']} steps - pq of {variant}, seed 0: {said}")
     for k in ("1", "8", "32"):
-        means = [over[arm]["pass_at"][k] for arm in ("pq", "select_only_pq", "hard_only")]
+        means = [over["arms"][arm]["pass_at"][k] for arm in ("pq", "select_only_pq", "hard_only")]
         print(f"pass@{k}: " + ", ".join(f"{mean:.2%}" for mean in means) + f", {means[0] / means[2]:.2f} times")
     practised = [(lengths[arm][s], solved[arm][s]) for arm in ("pq", "select_only_pq") for s in range(4)]
     apart = np.diff(np.array(practised).reshape(2, 4, 2), axis=0)[0]
