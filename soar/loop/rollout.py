@@ -3,6 +3,7 @@
 import re
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Request, Rollouts, Sampler, join
 from soar.files import Row, clipped
 from soar.loop.parallel import Parallel
-from soar.types import Problem, Verdict, columns_of
+from soar.types import Problem, Verdict, columns_of, shared_columns
 
 Scheme = Literal["binary", "paper"]
 
@@ -68,9 +69,13 @@ class RolloutEnv:
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier, self.threads = backbone, sampler, fmt, verifier, threads
         self.scheme: Scheme = scheme
-        self.shared: dict[str, Any] = {}  # columns that a reward function gets with every problem (`shared_columns`)
+        self.shared: dict[str, Any] = {}  # columns, see `share`
         self._prompts: dict[str, list[int]] = {}
         self._lock = threading.Lock()
+
+    def share(self, problems: Sequence[Problem]) -> None:
+        """Give a reward function with every problem what all rows of the source say alike."""
+        self.shared = {} if self.verifier.compares else shared_columns([problem.extra for problem in problems])
 
     def prompt(self, problem: Problem) -> list[int]:
         """Token ids of the student prompt for a problem (kept between calls)."""

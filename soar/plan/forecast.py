@@ -32,7 +32,7 @@ from soar.report.page import OUTCOMES
 from soar.report.text import fill
 from soar.run.progress import Progress
 from soar.run.sizes import memory_of, size_of
-from soar.types import Problem, Rejection, UserError, Verdict, columns_of, shared_columns
+from soar.types import Problem, Rejection, UserError, Verdict, columns_of
 
 if TYPE_CHECKING:
     from soar.loop.rollout import RolloutEnv
@@ -327,11 +327,10 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
         return failed("golds", error)
     checked, good = len(asked), len(asked) - len(bad)
     texts = [problem for problem in asked if gold_kind(problem.answer, domain.label) == "text"]
-    kept = config.screen.text_golds
     found: Row = {"good": good, "checked": checked, "bad": bad, "texts": texts, "config": config}
     found |= {"listed": list(zip(bad, faults, strict=False)), "most": LISTED, "domain": domain, "pool": pool}
     message, *details = fill("check/golds.txt", **found).split("\n")
-    good -= 0 if kept else len(texts)
+    good -= 0 if config.screen.text_golds else len(texts)
     every = checked == len(problems)
     fails = good * len(problems) < FEWEST * checked  # as many of all as of those that were checked
     advice = [] if every else ["`soar verify FILE --golds` checks all"]
@@ -358,7 +357,7 @@ def check_model(
             ends = ", ".join(map(repr, base.tokenizer.convert_ids_to_tokens(sorted(base.end_ids))))
             about = f"{size:,} parameters, {str(base.dtype).removeprefix('torch.')} on {base.device}"
             yield Finding("model", "ok", f"{config.model.path}: {about}; completions end at {ends}")
-            env.shared = {} if env.verifier.compares else shared_columns([problem.extra for problem in problems])
+            env.share(problems)
             say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
             name = "student"
             yield student_finding(env, config, problems)

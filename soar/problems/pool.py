@@ -294,9 +294,9 @@ def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
     return VerifierPool(domain, timeout_s=seconds, workers=workers, **more)
 
 
-def make_pool(verifier: str, answer_style: str, domain: str = "", **limits: float) -> VerifierPool:
+def make_pool(verifier: str, answer_style: str, domain: str = "", **limits: Any) -> VerifierPool:
     """A pool by names, for exported rewards: of a domain, or of a verifier and an answer style."""
-    return VerifierPool(load_domain(domain) if domain else verifier, answer_style=answer_style, **limits)  # type: ignore
+    return VerifierPool(load_domain(domain) if domain else verifier, answer_style=answer_style, **limits)
 
 
 def _parse_answer(completion: Any) -> str | None:

@@ -26,6 +26,11 @@ class ExportError(UserError):
     """A run folder or target folder that cannot be used for the export asked for."""
 
 
+def source_columns(row: Row) -> Row:
+    """The columns of a hard problem's row that its source gave."""
+    return {key: value for key, value in row.items() if key not in OURS}
+
+
 def domain_of_run(run: Run) -> Domain:
     """How the questions of a run are put and graded, as its manifest records. Raises ExportError."""
     refuse_code(run.path, run.config)
@@ -50,10 +55,10 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
         why = "pq.jsonl: no student was promoted; export every accepted question with --questions all"
         raise ExportError(f"{run.path}/{why if source == 'pq' else 'questions.jsonl: no outer step is finished yet'}")
     function = ":" in str(mapping(run.config.get("problems")).get("verifier"))  # it may read any column
-    told = [{k: v for k, v in row.items() if k not in OURS} for row in run.hard_train if function]
+    told = [source_columns(row) for row in run.hard_train if function]
     rows, shared = list[Row](), shared_columns(told)
     for row in (*questions, *hard):
-        more = {k: v for k, v in row.items() if k not in OURS} if function and "successes" in row else shared
+        more = source_columns(row) if function and "successes" in row else shared
         texts = {key: row[key].encode("utf-8", "replace").decode() for key in ("question", "answer")}
         places = {key: count(row.get(key)) for key in ("step", "dataset")}
         rows.append({**more, **texts, **places, "reward": number(row.get("reward"))})

@@ -23,7 +23,7 @@ from soar.loop.population import Population
 from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
 from soar.problems.domain import domain_of
-from soar.report.export import OURS, card, files_of
+from soar.report.export import card, files_of, source_columns
 from soar.run.interrupts import Stopped, trust_word
 from soar.run.setup import save_adapter
 from soar.types import Decision, Problem, UserError
@@ -141,8 +141,7 @@ class FileLoop(OuterLoop):
         domain, model, keys = domain_of(self.config.problems), self.config.model, dict(self.config.problems)
         forms = ("trl", "verl") if importlib.util.find_spec("pyarrow") else ("trl",)
         about = {"step": self.state.step, "dataset": None, "reward": None}
-        shared = {key: value for key, value in self.env.shared.items() if key not in OURS}
-        shared = json.loads(json.dumps(finite(shared), default=str))  # a parquet file has dates too
+        shared = json.loads(json.dumps(finite(source_columns(self.env.shared)), default=str))  # parquet has dates too
         for name, problems in {**sets, "measure": self.draw_reward_questions()}.items():
             kind = {"kind": "hard" if name == "measure" else "accepted"}
             rows = [{**shared, "question": p.question, "answer": p.answer, **kind, **about} for p in problems]

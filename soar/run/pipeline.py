@@ -292,7 +292,7 @@ class Run:
             raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
         rows = labelled(config, [row_of(p) for p in questions])
         hinted = [p for p in self.hard_train if p.id in hints]
-        rows += [{"question": p.question, "answer": p.answer, "hint": hints[p.id]} for p in hinted]
+        rows += [{**row_of(p), "hint": hints[p.id]} for p in hinted]
         if rows:
             write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
         budget, search, took = config.arms.tokens, self._search_tokens(arm), self.meter.tokens - before

@@ -32,7 +32,7 @@ from soar.run.interrupts import StopRequest
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.setup import open_env
-from soar.types import Problem, Screening, shared_columns
+from soar.types import Problem, Screening
 
 SHARES = ("pass_rate", "truncated_share", "frac_all_wrong", "frac_all_right", "frac_mixed")
 LEFT_OUT = {
@@ -122,8 +122,10 @@ def evidence_key(config: Config, env: RolloutEnv) -> Row:
     model, screen, sampling, domain = config.model, config.screen, config.student.sampling, domain_of(config.problems)
     weights = {"model": model.path, "revision": model.revision, "model_sha256": env.backbone.base_digest()}
     texts = {"prompt": env.fmt.fingerprint(), "verifier": domain.label}
-    own = {"domain": domain.fingerprint()} if domain.own else {"verifier_sha256": domain.source_sha256}
-    texts |= own if domain.source_sha256 or domain.own else {}
+    if domain.own:
+        texts["domain"] = domain.fingerprint()
+    elif domain.source_sha256:
+        texts["verifier_sha256"] = domain.source_sha256
     rule = {"attempts": screen.attempts, "max_successes": screen.max_successes, "early_stop": screen.early_stop}
     drawn = {"temperature": screen.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
     more: Row = {"seed": config.seed, **({"stop": list(sampling.stop)} if sampling.stop else {})}
@@ -262,7 +264,7 @@ def find_hard(
     and RunFolderError when model, problems or prompts changed since the folder was begun."""
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     domain, evidence = domain_of(config.problems), evidence_key(config, env)
-    env.shared = {} if env.verifier.compares else shared_columns([problem.extra for problem in loaded.problems])
+    env.share(loaded.problems)
     # dtype before the model's hash: it tells why that one changed
     hashes = {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
     hashes |= {"domain": hashlib.sha256(evidence["domain"].encode()).hexdigest()} if domain.own else {}
