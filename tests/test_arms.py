@@ -77,15 +77,17 @@ def test_subsets_of_the_promotion_questions_are_equally_large(env):
     """Of five questions two are right and four well-posed."""
     pairs = [("47 c+8", "55"), ("47 c+9", "46"), ("12 a+1", "13"), ("c+8 47", "55"), ("max 31", "1")]
     pq = [Problem(f"pq-{i}", *pair) for i, pair in enumerate(pairs)]
-    config, said = settings_of(), list[str]()
+    config = settings_of()
     kinds = ("sample", "well_posed", "correct")
     sample, well_posed, correct = (questions(f"pq_{kind}", env, config, pq=pq) for kind in kinds)
     assert [len(sample), len(well_posed)] == [2, 2] and [p.id for p in correct] == ["pq-0", "pq-2"]
     assert all(get_world("tiny").solve(p.question) for p in well_posed)
     draws = [questions("pq_well_posed", env, settings_of(f"seed={s}"), pq=pq) for s in range(9)]
     assert any(draw != well_posed for draw in draws)
-    assert questions("pq_correct", env, config, said, pq=pq[1:2]) == []
-    assert "1 are well-posed and 0 have a correct answer, so the arm pq_correct is left out" in said[0]
+    with pytest.raises(arms.NothingLeft, match=r"0 of 1 .* 1 are well-posed and 0 have a correct answer"):
+        questions("pq_correct", env, config, pq=pq[1:2])
+    with pytest.raises(arms.NothingLeft, match="no promotion"):
+        questions("pq_sample", env, config)
     assert questions("pq", env, config, pq=pq) == pq
     assert arms.oracle(env, config, pq[:2] + pq[3:4]) == [(True, True), (True, False), (False, False)]
     with pytest.raises(arms.NothingLeft, match=r"problems\.domain = 'd\.py:D' cannot solve questions"):
@@ -109,14 +111,14 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):
 
 
 def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
-    """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10."""
+    """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10 (votes)."""
     hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
     right = [f"{48 + i} {49 + i}" for i in range(5)]
 
     def answers(prompts: list[str], attempts: int) -> list[str]:
-        if attempts == 1:
+        if attempts == arms.VARIANT_TEXTS:
             assert prompts == [f"<bos><ask> 4{i} c+8" for i in range(5)]
-            return [f" d+1 <ans> {answer}" for answer in right]
+            return [f" d+1 <ans> {answer}" for answer in right for _ in range(attempts)]
         solved = zip(right, (2, 3, 7, 8), strict=False)
         return [f"<ans> {answer if n < times else '00'}" for answer, times in solved for n in range(attempts)]
 
@@ -126,6 +128,10 @@ def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     kept = questions("variants", env, settings_of(), **given)
     assert [(p.question, p.answer) for p in kept] == [("41 c+8 d+1", "49 50"), ("42 c+8 d+1", "50 51")]
     assert questions("variants", env, settings_of("arms.questions=1"), **given) == kept[:1]
+    voted = questions("variants", env, settings_of("teacher.votes=10", "teacher.agreement=0.7"), **given)
+    assert [(p.answer, p.agreement) for p in voted] == [("00", 0.8), ("00", 0.7), ("50 51", 0.7), ("51 52", 0.8)]
+    with pytest.raises(arms.NothingLeft, match="no variant was solved"):
+        questions("variants", env, settings_of("teacher.votes=10", "teacher.agreement=0.9"), **given)
 
 
 def test_solvable_problems_are_those_between_and_not_held_out(env):
@@ -133,7 +139,8 @@ def test_solvable_problems_are_those_between_and_not_held_out(env):
     screened = [(p, Screening(successes, 10)) for p, successes in zip(problems, (0, 1, 6, 7, 3), strict=True)]
     assert questions("solvable", env, settings_of(), said, hard_test=problems[4:], screened=screened) == problems[1:3]
     assert said == ["solvable: 1 problems are held out for the test, so they are left out"]
-    assert questions("solvable", env, settings_of()) == []
+    with pytest.raises(arms.NothingLeft, match="screening found no problem"):
+        questions("solvable", env, settings_of())
 
 
 def test_groups_of_128_are_copies_of_one_problem_side_by_side():

@@ -23,13 +23,13 @@ from soar.loop.population import train_chunk
 from soar.loop.rewards import success_rates
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
-from soar.loop.write import read_pairs, teacher_prompt, write_questions
+from soar.loop.write import Outcome, read_pairs, teacher_prompt, vote, write_questions
 from soar.problems.domain import domain_of
 from soar.problems.load import Dropped, find_leaks, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 PROMPTS = asset("arm_prompts")
-HINT_TRIES, VARIANT_ROUNDS, VARIANT_ATTEMPTS = 8, 8, 10
+HINT_TRIES, VARIANT_ROUNDS, VARIANT_TEXTS, VARIANT_ATTEMPTS = 8, 8, 4, 10
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Material:
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Questions of an arm; [] for those on hard problems alone, and where there are none (why goes to `material.say`).
+    """Questions of an arm; [] for those on hard problems alone.
 
-    Raises ConfigError when the config names no source for them, TeacherError when a teacher writes too few.
+    Raises ConfigError when the config names no source for them, NothingLeft where there are none, TeacherError when a teacher
+    writes too few.
     """
     if arm in HARD_ARMS:
         return []
     if arm.startswith("pq") and not material.pq:
-        material.say(f"no promotion, so there are no promotion questions: the arm {arm} is left out")
-        return []
+        raise NothingLeft("no promotion, so there are no promotion questions")
     if arm == "pq":
         return material.pq
     if arm in ("base_t", "teacher_t"):
@@ -147,17 +147,18 @@ def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> li
     """The problems at 0 < p < 0.7 of this run's screening, none that is held out."""
     between = [p for p, screening in material.screened if 0 < screening.pass_rate < 0.7]
     if not (kept := not_held_out("solvable", material, between)):
-        material.say("screening found no problem at 0 < p < 0.7: the arm solvable is left out")
+        raise NothingLeft("screening found no problem at 0 < p < 0.7")
     return kept
 
 
 def variant_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Up to arms.questions easier variants of the hard training problems, from VARIANT_ROUNDS texts a problem.
+    """Up to arms.questions easier variants of the hard training problems, of VARIANT_ROUNDS x VARIANT_TEXTS texts for each.
 
     The base model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
-    answer. A prompt without turns can only be continued: the variant begins as the problem does.
+    answer; with teacher.votes their vote decides, as over a teacher's questions. A prompt without turns can only be
+    continued: the variant begins as the problem does.
     """
-    fmt, sampling, kept = env.fmt, config.teacher.sampling, dict[str, Problem]()
+    fmt, sampling, kept, labels = env.fmt, config.teacher.sampling, dict[str, Problem](), dict[str, Outcome]()
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
     shown = {p.id: p.question for p in material.hard_train}
     if fmt.turns:
@@ -171,22 +172,27 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
     for turn in range(VARIANT_ROUNDS if prompts else 0):
         seed = seeds.derive(config.seed, "arm", "variants", turn, "text")
         seed_Q = [seeds.derive(seed, key) for key in prompts]
-        rollouts = env.sampler.sample(None, Request([list(prompts.values())], 1, [seed_Q], sampling))
+        rollouts = env.sampler.sample(None, Request([list(prompts.values())], VARIANT_TEXTS, [seed_Q], sampling))
         texts = rollouts.texts(env.backbone)
         if not fmt.turns:
-            texts = [shown[key] + text for key, text in zip(prompts, texts, strict=True)]
+            texts = [
+                shown[key] + texts[k * VARIANT_TEXTS + n] for k, key in enumerate(prompts) for n in range(VARIANT_TEXTS)
+            ]
         written = read_pairs(env, config, texts, rollouts.ended_B.tolist())
         fresh = {p.question: p for p in written if isinstance(p, Problem) and p.question not in kept}
         tried = not_held_out("variants", material, list(fresh.values()))
-        if tried:
-            seed = seeds.derive(config.seed, "arm", "variants", turn, "attempts")
+        seed = seeds.derive(config.seed, "arm", "variants", turn, "attempts")
+        if config.teacher.votes:
+            outcomes, _ = vote(env, config, [*tried], seed, labels)
+            kept |= {p.question: p for p in outcomes if isinstance(p, Problem)}
+        elif tried:
             batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [seed], config.student.sampling)
             rates = zip(tried, success_rates(batch), strict=True)
             kept |= {p.question: p for p, rate in rates if rate is not None and 0.3 <= rate <= 0.7}
         if len(kept) >= config.arms.questions:
             break
     if not kept:
-        material.say("no variant was solved at 0.3 <= p <= 0.7: the arm variants is left out")
+        raise NothingLeft("no variant was solved at the rates that are kept")
     return list(kept.values())[: config.arms.questions]
 
 
@@ -200,10 +206,10 @@ def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> 
     correct = [p for p, (_, right) in labelled if right]
     pool = {"pq_sample": material.pq, "pq_well_posed": well_posed, "pq_correct": correct}[arm]
     size = min(len(well_posed), len(correct))
-    material.say(
-        f"{arm}: {size} of {len(material.pq)} promotion questions; {len(well_posed)} are well-posed and {len(correct)} have "
-        f"a correct answer{'' if size else f', so the arm {arm} is left out'}"
-    )
+    counts = f"{len(well_posed)} are well-posed and {len(correct)} have a correct answer"
+    material.say(says := f"{arm}: {size} of {len(material.pq)} promotion questions; {counts}")
+    if not size:
+        raise NothingLeft(says)
     order = seeds.generator(config.seed, "arm", arm, "subset").permutation(len(pool)).tolist()
     return [pool[i] for i in sorted(order[:size])]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from soar import seeds
-from soar.config import HARD_ARMS, Config, ConfigError, TrainedArm
+from soar.config import Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.policy import AdapterStack, concat, load_adapter
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
@@ -252,8 +252,7 @@ class Run:
             if arm not in config.arms.run or arm in told | state.arms.keys():
                 continue
             try:
-                if (plan := self._plan(arm, material)) is not None:
-                    plans[arm] = plan
+                plans[arm] = self._plan(arm, material)
             except (TeacherError, arms.NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
                 row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": str(error)}
@@ -281,12 +280,10 @@ class Run:
                     self._evaluate(state.arms)  # workers would be amid the other arms
                 self._safe_point()
 
-    def _plan(self, arm: str, material: arms.Material) -> Plan | None:
-        """What an arm trains on, written down in its folder; None where there is nothing (said already)."""
+    def _plan(self, arm: str, material: arms.Material) -> Plan:
+        """What an arm trains on, written down in its folder. Raises NothingLeft, TeacherError."""
         config, before = self.config, self.meter.tokens
         questions = arms.training_questions(arm, self.env, config, material)
-        if arm not in HARD_ARMS and not questions:
-            return None
         hints = arms.write_hints(self.env, self.hard_train, config) if arm == "hinted" else {}
         if arm == "hinted" and not hints:
             raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
