@@ -173,8 +173,11 @@ def with_votes(folder: Path) -> None:
     print(
         f"tokens an attempt and problems solved, eight students: r {r:.2f}; differences within seeds: r {r_apart:.2f}"
     )
-    others = [(lengths[arm][s], n) for arm in solved if not arm.endswith("pq") for s, n in solved[arm].items()]
-    print(f"  the other {len(others)} readings: r {pearsonr(*np.transpose(others)).statistic:.2f}")
+    alone = ("pq", "select_only_pq", "base_t", "variants", "variants_as_written")
+    still = ("base", "ps", "select_only_ps", "hard_only")
+    for name, group in (("all students of questions alone", alone), ("base, plain RL and PS", still)):
+        pairs = [(lengths[arm][s], n) for arm in group for s, n in solved.get(arm, {}).items()]
+        print(f"  {name}, {len(pairs)} readings: r {pearsonr(*np.transpose(pairs)).statistic:.2f}")
     reward_twice(events)
     profile = json.loads((folder / "../../benchmarks/results/h200-maths-profile.json").read_text())
     for cell in profile["cells"]:
