@@ -351,7 +351,8 @@ def _explain(item: ErrorDetails, where: str, known: list[str]) -> str:
     if item["type"] != "extra_forbidden":
         found = "" if item["type"] == "missing" else f" = {item['input']!r:.300}"
         given = f"{key}{found}: " if key else ""
-        return f"{where}: {given}{item['msg'].removeprefix('Value error, ')}"
+        said = item["msg"].removeprefix("Value error, ").replace("valid dictionary", "table, as {name = false}")
+        return f"{where}: {given}{said}"
     same_end = [other for other in known if other.endswith(f".{item['loc'][-1]}")]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8) or same_end[:4]
     all_of_them = f"known keys: {', '.join(known)}" if len(known) < 20 else "docs/config.md lists all keys"
@@ -421,8 +422,8 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
     path = find_recipe(recipe or "tiny")
     data = reduce(_merge, map(parse_override, overrides or []), read_toml(path))
     if model_named and isinstance(model := data.get("model", {}), dict) and "path" not in model:
-        some = "a folder, a GGUF file or a hub id (--model builtin:tiny is the 168,000-parameter model of the demo)"
-        raise ConfigError(f"no --model given: the recipe {path.stem!r} leaves it to you; add --model with {some}")
+        some = "--set model.path=, with a folder, a GGUF file or a hub id (builtin:tiny: the demo's, of 168,000 parameters)"
+        raise ConfigError(f"no --model given: the recipe {path.stem!r} leaves it to you; add --model, or {some}")
     if path.name == "manifest.json":
         refuse_code(path.parent, data)
     return build(data, f"{path} with --set" if overrides else str(path))

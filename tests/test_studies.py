@@ -231,6 +231,10 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     leaders += [tmp_path / "\U0001f600" / "cells" / f"grounded-seed{s}" for s in (0, 1)]
     assert [cell.shares for cell in shared] == leaders
     assert [cell.config.screen.from_run for cell in shared] == ["" if x is None else str(x) for x in leaders]
+    with pytest.raises(
+        ConfigError, match=r"no --model given: the recipe 'small-1gpu' leaves it to you; .* --set model\.path="
+    ):
+        cells(toy(tmp_path, 'recipe = "small-1gpu"\n' + TOY), tmp_path / "out", [])
     with pytest.raises(ConfigError, match=r"teacher\.reward = 'luck'"):
         run_study(toy(tmp_path, TOY.replace("=learnability", "=luck")), tmp_path / "bad", list(TINY))
     assert not (tmp_path / "bad").exists(), "refused before anything runs"
@@ -246,7 +250,7 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
 def test_built_in_studies_are_valid(path):
     study = read_study(f"studies/{path.stem}")
     assert study.name == path.stem
-    every = cells(study, Path("out"), [])
+    every = cells(study, Path("out"), ["model.path=x"])  # which the recipes of maths leave to the user
     assert len(every) == len(study.variants) * len(study.seeds)
     has = {(cell.variant, arm) for cell in every for arm in cell.config.arms.run}
     for name in (name for pair in (*study.compare, study.primary[:2] if study.primary else ()) for name in pair):
@@ -255,7 +259,7 @@ def test_built_in_studies_are_valid(path):
 
 
 def test_the_command_runs_cells_in_processes(tmp_path, capsys):
-    """A cell is the run of its config; of one that fails the last line is told and the log kept; the exit code says so."""
+    """A cell is the run of its config; of one that fails its error is told and the log kept; the exit code says so."""
     sets = [*TINY, 'arms.run=["base"]', "teacher.steps=0", "screen.attempts=1", "threads=1"]
     (tmp_path / "one.toml").write_text(f'name = "one"\nseeds = [3]\nset = {json.dumps(sets)}\n[variants.a]\n')
     arguments = ["study", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]
@@ -264,9 +268,12 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert main(arguments) == 0 and "a, seed 3 | finished" in capsys.readouterr().out
     (cell,) = cells(read_study(str(tmp_path / "one.toml")), tmp_path / "out", [])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
-    failed = study_room.run_in_process(StopRequest(), False, cell._replace(recipe="nowhere"), 1)
-    assert failed is not None and failed.startswith("exit code 1: soar: no recipe 'nowhere': expected a TOML file")
-    assert "no recipe 'nowhere'" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
+    failed = study_room.run_in_process(StopRequest(), False, cell._replace(overrides=(*cell.overrides, "seed=4")), 1)
+    said = (
+        f"soar: {cell.folder} was begun with another config; these keys decide results and cannot change on --resume:"
+    )
+    assert failed is not None and failed.startswith(f"exit code 1: {said}   seed: 3 -> 4 (see ")
+    assert f"{said}\n  seed: 3 -> 4" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
     (cell.folder / "summary.json").unlink()
     assert main([*arguments, "--collect"]) == 1 and "a, seed 3 | unfinished" in capsys.readouterr().out
 

@@ -134,7 +134,7 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
             given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.get("set", ()), *extra)]
             folder = out / "cells" / f"{name}-seed{seed}"
             overrides = [*given, f"seed={seed}", f'name="{study.name}-{name}"']
-            config, shares = load(recipe, overrides), None
+            config, shares = load(recipe, overrides, model_named=True), None
             screened = config.model_dump(mode="json", include=SCREENED_WITH)
             leader, alike = leaders.setdefault(seed, (folder, screened))
             if leader != folder and alike == screened and config.screen.attempts and not config.screen.from_run:
@@ -170,8 +170,9 @@ def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -
         code = stop.start(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).wait()
     if code == 0:
         return None
-    last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-    return f"exit code {code}: {last[:500] or 'no output'} (see {log})"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    first = max((i for i, line in enumerate(lines) if line.startswith("soar: ")), default=-1)  # -1: the last line alone
+    return f"exit code {code}: {' '.join(lines[first:])[:500] or 'no output'} (see {log})"
 
 
 def run_study(
