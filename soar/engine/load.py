@@ -149,6 +149,10 @@ def _bound_template(tokenizer: Any, options: dict[str, Any]) -> None:
     First in a process of its own: what a template computes in one step (`9**9**9`, `'x' * 10**10`) cannot be taken from it.
     options: what it is always given.
     """
+    if unknown := [name for name in options if name not in str(tokenizer.chat_template)]:
+        raise ConfigError(
+            f"model.template_options: the chat template nowhere reads {', '.join(unknown)}; mend or drop it"
+        )
     plain = partial(tokenizer.apply_chat_template, **options)
     child = os.fork() if tokenizer.chat_template and sys.platform == "linux" else None
     if child == 0:
