@@ -81,7 +81,7 @@ def follow(path: Path, console: Console, every: float = 2.0, once: bool = False)
         age = max(0.0, time.time() - metrics.stat().st_mtime) if metrics.is_file() else 0.0
         return Group(*(terminal_text(text, console, style) for text, style in view_lines(run, age)))
 
-    if not console.is_terminal and not once:
+    if not (console.is_terminal or once or run.finished or run.paused):
         console.print(view())
     with Live(view(), console=console, auto_refresh=False) as live:
         live.refresh()
