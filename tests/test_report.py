@@ -145,7 +145,7 @@ def test_a_null_run_says_why_and_only_a_null_run():
     }
     config = {"promotion": {"tau": 0.01}}
     assert wording.why_nothing(runs.Run(Path("x"), {"config": config}, run.summary, events)) == [
-        "93% of the attempts in screening hit the token budget; raise max_tokens, or expect low pass rates.",
+        "93% of the attempts in screening hit the token budget; raise student.sampling.max_tokens, or expect low pass rates.",
         *("In step 1 students.", "Ps fell.", "Pq fell."),
         "No student was promoted: the mean reward of a window was +0.0000 at best, and a promotion takes more than "
         "tau = 0.01.",

@@ -258,6 +258,7 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys, monk
     _, found = verified(source, "--verifier", name, "--workers", "1", capsys=capsys)
     assert (found["counts"]["correct"], found["counts"]["wrong"], found["counts"]["crashed"]) == (1, 1, 1)
     assert "KeyError" in found["last_error"]
+    assert [row["answer"] for row in found["listed"]] == ["level", "raise"], "what the function was given"
     rows = [
         {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
         {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},

@@ -13,7 +13,7 @@ from soar.problems.verify import COMPARERS, gold_kind
 from soar.types import Verdict
 
 BLOCK = 2_000
-SHOWN = 200  # characters of an answer that are kept for the listing
+SHOWN = 200  # characters of an answer that are kept for the listing, of a whole completion its last
 
 
 @dataclass
@@ -51,7 +51,7 @@ def grade_file(
             same = verdict.solved == (label is None or label)
             grades.agree = None if grades.agree is None else grades.agree + same
             if not same and len(grades.listed) < most:
-                texts = {"answer": answer and answer[:SHOWN], "gold": gold[:SHOWN]}
+                texts = {"answer": answer and answer[-SHOWN:], "gold": gold[:SHOWN]}
                 grades.listed.append({"where": where, "verdict": verdict, **texts, "label": label})
     if grades is None:
         raise DataError(f"{source}: no rows")
@@ -117,4 +117,4 @@ def _check(
     answers = [text or None for text in texts] if bare else pool.read_answers(texts)
     if pool.compares:
         return answers, pool.check_answers(answers, golds, further)
-    return answers, pool.check(texts, golds, further)  # a function of the user's gets whole completions
+    return texts, pool.check(texts, golds, further)  # a function of the user's gets whole completions

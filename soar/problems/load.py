@@ -240,6 +240,7 @@ def read_answer(value: Any, report: LoadReport) -> str:
         raise Dropped("empty answer", "null")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         detail = f"the answer is a {type(value).__name__} ({value!r:.60}), expected text or a number"
+        detail += "; a reward function can be given several answers as one JSON text" if isinstance(value, list) else ""
         raise Dropped("question or answer of a wrong type", detail, True)
     if isinstance(value, float) and not math.isfinite(value):
         raise Dropped("answer is not a finite number", str(value))
