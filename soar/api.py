@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from soar.config import Config, ConfigError, flat, load
+from soar.config import ELSEWHERE, Config, ConfigError, flat, load
 from soar.domains.candidates import candidates
 from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
@@ -316,8 +316,8 @@ def evaluate(
     (`model.adapter`, `model.lora_rank`).
     """
     paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
-    # a run's arms may need what others do not have
-    options["settings"] = {**(options.get("settings") or {}), "arms.run": []}
+    unset = {} if problems is None else ELSEWHERE
+    options["settings"] = {**unset, **(options.get("settings") or {}), "arms.run": []}
     with _call(model, problems, options) as (config, progress):
         progress.now(f"loading {config.model.path}, to measure on {config.problems.source}", tell=False)
         result = measure(config, paths, progress)

@@ -275,6 +275,9 @@ HARMLESS = (
     "backend.base_url", "backend.clients", "backend.timeout_s",
 )  # fmt: skip
 
+# Instead of what a run's config says, where its policies are measured on other problems, which need none of its arms.
+ELSEWHERE = {"problems.question_column": "", "problems.answer_column": "", "problems.limit": 0, "arms.run": []}
+
 
 class ConfigError(UserError, ValueError):
     """A recipe, override or combination of keys that cannot be used; the message says where and what to do."""

@@ -8,6 +8,7 @@ import linecache
 import math
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from soar.engine.load import load_backbone
 from soar.loop.teacher import Measurement
 from soar.loop.write import QuestionSets
 from soar.problems.pool import VerifierPool
-from soar.types import Verdict
+from soar.types import UserError, Verdict
 
 SETTINGS: dict[str, Any] = {key: json.loads(text) for key, text in (override.split("=") for override in TINY)}
 NOTEBOOK = (ROOT / "tests" / "cases" / "notebook_cell.txt").read_text(encoding="utf-8")
@@ -77,22 +78,28 @@ def test_train_is_the_run_of_the_command_line(tiny_run, tmp_path, capsys):
     assert json.loads((run.path / "manifest.json").read_text())["command"] == ["soar.train"]
 
 
-def test_evaluate_gives_the_counts_of_the_run(tiny_run):
-    needs_a_solver = {"arms.run": ["base", "pq_correct"]}  # which a file has not; no arm is trained here
-    settings = SETTINGS | {"problems.format": "tiny", "problems.verifier": "exact"} | needs_a_solver
-    adapters = {"ps": tiny_run / "student", "pq": tiny_run / "arms" / "pq"}
-    found = soar.evaluate("builtin:tiny", tiny_run / "hard" / "test.jsonl", adapters, recipe="tiny", settings=settings)
-    recorded = {event["arm"]: event for event in events(tiny_run, "evaluation")}
+def test_evaluate_gives_the_counts_of_the_run(run):
+    """By its config, but for what is about its own problems: their columns and number, arms that need a solver."""
+    path, adapters = run / "manifest.json", {"ps": run / "student", "pq": run / "arms" / "pq"}
+    manifest = json.loads(path.read_text())
+    manifest["config"]["problems"] |= {"format": "tiny", "verifier": "exact", "answer_column": "gone", "limit": 1}
+    manifest["config"]["arms"]["run"] = ["base", "pq_correct"]
+    path.write_text(json.dumps(manifest))
+    bare = Path(shutil.copy(run / "hard" / "test.jsonl", run / "bare.jsonl"))  # no evidence lies beside it
+    found = soar.evaluate(None, bare, adapters, recipe=str(run), settings={"arms.run": ["pq_correct"]})
+    recorded = {event["arm"]: event for event in events(run, "evaluation")}
     assert list(found) == ["base", "ps", "pq"] and len(found.plot()[0].axes[0].lines) == 3
     for name, result in found.items():
         assert result["correct"] == recorded[name]["correct"], name
         shown = [{k: result[key][k] for k in ("1", "4")} for key in ("pass_at", "interval_95")]
         assert shown == [recorded[name][key] for key in ("pass_at", "interval_95")]
-
-
-def test_an_adapter_cannot_take_the_name_of_the_base_model(tmp_path):
     with pytest.raises(ConfigError, match="an adapter is named 'base', as the base model is"):
-        soar.evaluate("builtin:tiny", "world:tiny", {"base": tmp_path}, quiet=True)
+        soar.evaluate(None, bare, {"base": run}, recipe=str(run), quiet=True)
+    assert len(soar.evaluate(None, bare, recipe=str(run), settings={"problems.limit": 2}).problems) == 2
+    manifest["config"]["problems"]["source"] = str(bare)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="gone"):  # of the run's own problems they stay
+        soar.evaluate(recipe=str(run), quiet=True)
 
 
 def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):

@@ -19,7 +19,7 @@ from rich.console import Console
 from typer import Argument, BadParameter, Context, Option
 
 from soar.cli.grade import grade_file
-from soar.config import Config, ConfigError, find_recipe, load, override
+from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load, override
 from soar.files import scrub, visible, write_atomic, write_json
 from soar.plan.forecast import announce, can_work, check_all, check_data, forecast, memory_lines, summary
 from soar.problems.domain import domain_of, load_domain
@@ -373,11 +373,8 @@ def eval_(
             raise ConfigError(f"--adapter {folder}: no adapter there (adapter_config.json), for example RUN/student")
     around = adapter[0].resolve().parents[:2] if adapter else ()
     run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
-    # These keys are about the run's own problems, and its arms may need what others do not have.
-    unset = ["problems.question_column=", "problems.answer_column=", "problems.limit=0", "arms.run=[]"]
-    config = config_of(
-        recipe or run, model, problems, [*unset, *overriding(sets, workers, problems__verifier=verifier)]
-    )
+    overrides = overriding(sets, workers, **ELSEWHERE, problems__verifier=verifier)
+    config = config_of(recipe or run, model, problems, overrides)
     with Progress(quiet=quiet) as progress:
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.pipeline import measure as measured
