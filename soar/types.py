@@ -17,6 +17,7 @@ Everything here is plain data without torch, so that reports and checks load fas
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
@@ -29,6 +30,14 @@ class UserError(Exception):
     """An error whose message says what was found, what is expected and what to do: shown without a traceback."""
 
     exit_code = 1
+
+
+def said_by(error: BaseException) -> str:
+    """`Kind: text` of what a user's code raised, whose text may raise something itself."""
+    text = "its text cannot be made"
+    with suppress(Exception):
+        text = str(error)
+    return f"{type(error).__name__}: {text}"
 
 
 def import_extra(module: str, kind: type[UserError], missing: str) -> Any:

@@ -169,6 +169,7 @@ def test_what_a_domain_raises_is_data(hostile):
 @pytest.mark.parametrize(("reference", "message"), cases("domains", "reference"))
 def test_what_is_no_domain_is_refused(hostile, reference, message):
     (hostile.parent / "broken.py").write_text("1 / 0\n")
+    (hostile.parent / "mute.py").write_text("from verifier_functions import Mute\nraise Mute\n")
     with pytest.raises(DomainError, match=re.escape(message)):
         load_domain(str(hostile.parent / reference) if ":" in reference else reference)
 

@@ -124,7 +124,7 @@ def test_user_function_outcomes(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setenv("MY_SECRET", "y")
     expected = {
-        "42": CORRECT, "41": WRONG, "raise": Verdict.CRASHED, "segfault": Verdict.CRASHED,
+        "42": CORRECT, "41": WRONG, "raise": Verdict.CRASHED, "mute": Verdict.CRASHED, "segfault": Verdict.CRASHED,
         "sleep": Verdict.TIMEOUT, "eat memory": Verdict.CRASHED,
         "none": Verdict.UNSCORABLE, "nan": Verdict.UNSCORABLE, "print": WRONG,
         "half": WRONG, "two": CORRECT, "bool": CORRECT, "minus": WRONG, "secrets": WRONG,
@@ -135,6 +135,7 @@ def test_user_function_outcomes(monkeypatch, tmp_path):
         assert pool.last_error is not None and "obey" in pool.last_error
         late = ": no answer in 2 s (problems.verify_timeout_s)"
         raised = {"raise": ", line 13: KeyError: 'no such key'", "exit": ", line 13: SystemExit: 3", "sleep": late}
+        raised["mute"] = ", line 13: Mute: its text cannot be made"
         for text, said in raised.items():
             assert not pool.check([text], ["42"])[0].solved and pool.last_error == f"{FUNCTIONS}:obey{said}"
         levels = pool.check(["level", "level"], ["", ""], {"level": ["hard", "easy"]})

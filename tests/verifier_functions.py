@@ -9,8 +9,8 @@ from typing import Any
 def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]:
     """Behave as the completion asks; otherwise 1.0 when it equals the gold answer."""
     text = completions[0]
-    if text in ("raise", "exit"):
-        raise KeyError("no such key") if text == "raise" else SystemExit(3)
+    if error := {"raise": KeyError("no such key"), "exit": SystemExit(3), "mute": Mute()}.get(text):
+        raise error
     if text == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     if text == "sleep":
@@ -25,3 +25,8 @@ def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]
         return [1.0 if columns["level"] == ["hard"] else 0.0]
     special = {"none": None, "nan": float("nan"), "half": 0.5, "two": 2.0, "bool": True, "minus": -1.0}
     return [special.get(text, 1.0 if text == answer[0] else 0.0)]
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError

@@ -8,7 +8,7 @@ from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.problems.domain import Domain, domain_of
 from soar.problems.load import DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
-from soar.types import Problem
+from soar.types import Problem, said_by
 
 
 class Candidates(NamedTuple):
@@ -53,7 +53,7 @@ def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> lis
         try:
             made = domain.arrange(problem)
         except Exception as error:  # a user's function may raise anything
-            made = f"{type(error).__name__}: {error}"
+            made = said_by(error)
         if isinstance(made, str):
             report.dropped.append(Dropped(f"domain {domain.name}: {made}", where=problem.id))
         elif fingerprint(made.question) in kept:

@@ -21,7 +21,7 @@ from soar.problems.load import fingerprint
 from soar.problems.prompts import FORMATS, PromptFormat, frozen, tagged
 from soar.problems.sources import PREFIX, environment, with_options
 from soar.problems.verify import COMPARERS, VerifierError, as_verdict, gold_kind, is_parsable
-from soar.types import Problem, Reason, Rejection, UserError, Verdict
+from soar.types import Problem, Reason, Rejection, UserError, Verdict, said_by
 
 WORDS = asset("domains")
 BUILTIN = {name: f"soar.domains.{name}:{name.upper()}" for name in WORDS}
@@ -107,7 +107,7 @@ def load_domain(reference: str) -> Domain:
     try:
         module, attribute = load_module(place)
     except Exception as error:  # a user's module may raise anything when it is imported
-        raise DomainError(f"{says} cannot be loaded: {type(error).__name__}: {error}; mend the file") from error
+        raise DomainError(f"{says} cannot be loaded: {said_by(error)}; mend the file") from error
     domain = getattr(module, attribute, None)
     if not isinstance(domain, Domain):
         kind = type(domain).__name__

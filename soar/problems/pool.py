@@ -35,7 +35,7 @@ from soar.problems.domain import Domain, Grader, load_domain, load_function, mak
 from soar.problems.prompts import PromptFormat
 from soar.problems.sources import GOLD, PREFIX, environment
 from soar.problems.verify import COMPARERS, VerifierError, as_verdict, compare_exact, compare_math
-from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of
+from soar.types import Problem, Reason, Rejection, Verdict, Verdicts, columns_of, said_by
 
 MARK = "SOAR_VERIFIER_WORKER"
 ORPHAN_S = 60  # beyond its time limit, after which a check ends that nobody waits for any more
@@ -401,7 +401,7 @@ def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float
             shape = f"{reward.shape}, {'messages' if reward.chat else 'texts'}"
         answer = json.dumps({"shape": shape}).encode()
     except Exception as error:  # whatever a user's module raises on import must reach the user by name
-        message = f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        message = f"{key} = {name!r} cannot be loaded: {said_by(error)}"
         return link.send_bytes(json.dumps({"error": message}).encode())
     with suppress(ValueError, OSError):  # macOS refuses a limit on the address space; a stricter one stays
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -420,6 +420,6 @@ def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float
             except (Exception, SystemExit) as error:  # a check may fail in any way; that is its verdict
                 file = name.rpartition(":")[0].removesuffix(".py").replace(".", "/").rpartition("/")[2]
                 lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == file]
-                message = f"{name}{f', line {lines[-1]}' if lines else ''}: {type(error).__name__}: {error}"[:500]
+                message = f"{name}{f', line {lines[-1]}' if lines else ''}: {said_by(error)}"[:500]
                 answer = json.dumps({"verdict": Verdict.CRASHED, "message": message}).encode()
             signal.alarm(0)

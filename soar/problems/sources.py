@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from soar.types import UserError, import_extra
+from soar.types import UserError, import_extra, said_by
 
 MAX_FIELD = 10_000_000
 PREFIX = "verifiers:"
@@ -219,7 +219,7 @@ class Environment:
             alone = vf.environment_class(name) is vf.SingleAgentEnv and vf.default_harness_id(name) != name
         except Exception as error:  # a user's module may raise anything when it is imported
             hint = "" if "verifiers.v1" in sys.modules else "; pip install 'soar-rl[environments]'"
-            raise DataError(f"{reference} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
+            raise DataError(f"{reference} cannot be loaded: {said_by(error)}{hint}") from error
         self.vf, self.reference, self.task_type = vf, reference, (task := self.taskset.task_type())
         self.data_type = task.data_type()
         self.gold = next((key for key in GOLD if key in self.data_type.model_fields), "")
@@ -247,7 +247,7 @@ class Environment:
         try:
             task = next(iter(self.taskset))
         except Exception as error:  # the code that makes tasks is a user's
-            raise DataError(f"{self.reference} makes no task: {type(error).__name__}: {error}") from error
+            raise DataError(f"{self.reference} makes no task: {said_by(error)}") from error
         graders = [*task.hooks("reward"), *task.hooks("metric")]
         self._refuse(
             ("a user who begins", task.data.prompt is None),
