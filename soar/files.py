@@ -84,7 +84,7 @@ def storage_errors(folder: Path, advice: str) -> Iterator[None]:
             raise
         where = error.filename2 or error.filename or folder
         if error.errno in IN_THE_WAY:
-            advice = "Something else lies under that name: move it away, then continue with --resume"
+            advice = f"Something else lies under that name: move it away. {advice}"
         raise StorageError(f"{where} cannot be written: {error.strerror}. {advice}") from error
 
 
@@ -116,9 +116,25 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+DEVICES = (Path("/dev"), Path("/dev/fd"))  # --out /dev/stdout, --out >(jq): root could replace even a device
+
+
+def check_place(path: Path) -> None:
+    """Raises StorageError where `write_atomic` could not write a file: before long work, not after it."""
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is there")
+        if path.parent not in DEVICES:
+            (probe := folder / f".{path.name}.{os.getpid()}.tmp").touch()
+            probe.unlink()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace a file whole: the old content stays until the new is on disk. Raises OSError."""
-    if path.parent == Path("/dev"):  # --out /dev/stdout: root could replace even a device
+    if path.parent in DEVICES:
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)

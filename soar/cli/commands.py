@@ -20,7 +20,7 @@ from typer import Argument, BadParameter, Context, Option
 
 from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load, override
-from soar.files import scrub, visible, write_atomic, write_json
+from soar.files import check_place, scrub, visible, write_atomic, write_json
 from soar.plan.forecast import announce, can_work, check_all, check_data, forecast, memory_lines, summary
 from soar.problems.domain import domain_of, load_domain
 from soar.problems.pool import VerifierPool
@@ -375,6 +375,8 @@ def eval_(
     run = next((str(place) for place in around if (place / "manifest.json").is_file()), None)
     overrides = overriding(sets, workers, **ELSEWHERE, problems__verifier=verifier)
     config = config_of(recipe or run, model, problems, overrides)
+    if out is not None:
+        check_place(out)
     with Progress(quiet=quiet) as progress:
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.pipeline import measure as measured
