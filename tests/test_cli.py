@@ -183,23 +183,8 @@ def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path
     (own := tmp_path / "own.py").write_text("def grade(completions, **_):\n    return [1.0] * len(completions)\n")
     assert main(["eval", "tiny", "--problems", problems, "--verifier", f"{own}:grade", "--out", str(out)]) == 0
     assert set(json.loads(out.read_text())["policies"]["base"]["pass_at"].values()) == {1.0}
-    assert (
-        main(
-            [
-                "student",
-                "tiny",
-                "--train",
-                "hard_only",
-                "--steps",
-                "1",
-                "--verifier",
-                "nope",
-                "--out",
-                str(tmp_path / "no"),
-            ]
-        )
-        == 1
-    )
+    words = ["--steps", "1", "--verifier", "nope", "--out", str(tmp_path / "no")]
+    assert main(["student", "tiny", "--train", "hard_only", *words]) == 1
     assert "problems.verifier = 'nope'" in capsys.readouterr().err
 
 

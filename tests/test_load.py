@@ -112,6 +112,16 @@ def test_families_of_2026_sample_and_train(name, reason, settings):
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-3 * largest)  # chunked states round
 
 
+@pytest.mark.parametrize(("name", "said", "settings"), cases("load", "refused"))
+def test_a_family_that_cannot_be_served_is_refused_by_name(name, said, settings, tmp_path):
+    AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES | settings)).save_pretrained(
+        tmp_path
+    )
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{name}ForCausalLM does not take .*{said}.*; leave layers out \("):
+        load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
+
+
 def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path, monkeypatch):
     model = tiny_model("qwen3")
     model.save_pretrained(tmp_path)

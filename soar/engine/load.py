@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import resource
 import sys
 import threading
@@ -16,12 +17,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
 from soar.config import ConfigError, ModelConfig, resolve_path
 from soar.engine import kernels
-from soar.engine.memory import GIB
+from soar.engine.memory import GIB, is_out_of_memory
 from soar.engine.policy import Backbone
 
 T = TypeVar("T")
@@ -38,10 +39,9 @@ def choose_device(name: str) -> torch.device:
     """`auto` -> cuda when present, else cpu. Raises ConfigError for no device's name, or when a CUDA device is absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device, seen = torch.device(name), torch.cuda.device_count()
-    except RuntimeError as error:
-        raise ConfigError(f"model.device = {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if not re.fullmatch(r"cpu|cuda(:\d\d?)?", name):
+        raise ConfigError(f"model.device = {name!r}: expected auto, cpu, cuda or cuda:N")
+    device, seen = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= seen:
         few = f" of that number, only {seen}" if seen else ""
         raise ConfigError(f"model.device = {name!r}: torch sees no CUDA device{few}; use auto or cpu")
@@ -93,7 +93,24 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
     _bound_template(tokenizer, config.template_options)
-    return Backbone(model.to(device), tokenizer, config, fuse(model))
+    backbone = Backbone(model.to(device), tokenizer, config, fuse(model))
+    if not hollow:
+        _try(backbone)
+    return backbone
+
+
+def _try(backbone: Backbone) -> None:
+    """Raises ConfigError for a model whose code wants a cache of its own, or reaches past a layer for its weight."""
+    model, ids = backbone.model, torch.tensor([[min(backbone.end_ids)]], device=backbone.device)
+    try:
+        with torch.no_grad(), backbone.use(backbone.new_stack(0)):
+            model(input_ids=ids, past_key_values=DynamicCache(config=model.config))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        found = f"{type(model).__name__} does not take adapters or cache ({type(error).__name__}: {error})"
+        advice = "leave layers out (model.target_modules), or take a model of another type"
+        raise ConfigError(f"model.path = {backbone.config.path!r}: {found}; {advice}") from error
 
 
 def _refuse_files(config: ModelConfig) -> None:
