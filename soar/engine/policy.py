@@ -320,6 +320,10 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
             f"{folder}: {strange[0]} and {len(strange) - 1} more fit no layer that model.target_modules names; "
             "set model.target_modules as it was for this adapter"
         )
+    begun = str(settings.get("init_lora_weights")).lower()
+    if begun.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        why = f"init_lora_weights = {begun!r} changed the base weights as well, which are not in it"
+        raise ConfigError(f"{folder}: {why}; save it anew, with PEFT's path_initial_model_for_weight_conversion")
     fresh = backbone.new_stack(seed=0)
     alpha, rank = float(settings["lora_alpha"]), float(settings["r"])
     alphas, ranks = settings.get("alpha_pattern") or {}, settings.get("rank_pattern") or {}
