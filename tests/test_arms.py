@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -203,7 +204,9 @@ def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path):
 
 
 def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch):
-    real = arms.write_questions
+    """And the problems of another arm are read once, before the work."""
+    real, path = arms.write_questions, write_problems(tmp_path / "easy.jsonl", easy_problems(9))
+    monkeypatch.setattr(arms, "load_problems", reader := Mock(wraps=arms.load_problems))
 
     def write(env: Any, teacher: Any, *rest: Any) -> Any:
         if teacher is not None:
@@ -212,7 +215,9 @@ def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch)
 
     monkeypatch.setattr(arms, "write_questions", write)
     overrides = ('arms.run=["base", "base_t", "teacher_t", "real"]', "arms.questions=4", "teacher.steps=0")
+    overrides = (*overrides, f'arms.real="{path}"')
     assert list(run_tiny(tmp_path / "run", *overrides)["arms"]) == ["base", "base_t", "real"]
+    assert reader.call_count == 1
     (alarm,) = events(tmp_path / "run", "alarm")
     assert (alarm["kind"], alarm["arm"], alarm["step"]) == ("arm left out", "teacher_t", None)
     assert alarm["message"] == "the teacher wrote 0 acceptable pairs of 4"

@@ -37,7 +37,8 @@ class Material:
     """What a run offers its arms.
 
     pq: promotion questions. teacher: the trained one. hard_test: the held-out problems, which no training set may hold. say:
-    where notes go. screened: the candidates with what screening found. hard_train: the hard problems to train on.
+    where notes go. screened: the candidates with what screening found. hard_train: the hard problems to train on. real: the
+    usable ones of arms.real, once they are read.
     """
 
     pq: list[Problem]
@@ -46,6 +47,7 @@ class Material:
     say: Callable[[str], None]
     screened: list[tuple[Problem, Screening]] = field(default_factory=list)
     hard_train: list[Problem] = field(default_factory=list)
+    real: list[Problem] = field(default_factory=list)
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
@@ -82,10 +84,13 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
     source, count = config.arms.real, config.arms.questions
     kind, _, world = config.problems.source.partition("world:")
     if source:
-        problems, report = load_problems(source, origin="arms.real", skip_bad_rows=config.problems.skip_bad_rows)
-        for line in report.lines():
-            material.say(line)
-        problems, _ = usable(env, config, arranged(domain_of(config.problems), problems, report), material.say)
+        if not material.real:
+            problems, report = load_problems(source, origin="arms.real", skip_bad_rows=config.problems.skip_bad_rows)
+            for line in report.lines():
+                material.say(line)
+            problems = arranged(domain_of(config.problems), problems, report)
+            material.real.extend(usable(env, config, problems, material.say)[0])
+        problems = material.real
     elif kind or not world:
         raise ConfigError(
             f'arms.run has "real", but arms.real = "" and problems.source = {config.problems.source!r} is no embedded '

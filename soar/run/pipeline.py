@@ -66,6 +66,7 @@ class Run:
         self.state = RunState("loop", new_state(self.env, self.config))
         self.hard_train, self.hard_test = list[Problem](), list[Problem]()
         self.screened: list[tuple[Problem, Screening]] = []
+        self.real = list[Problem]()
 
     def execute(self) -> Row:
         """Do every stage that is not done; returns the summary. Raises Stopped at a safe point when asked to stop."""
@@ -75,7 +76,7 @@ class Run:
             OuterLoop(self.env, [], self.config, self.state.loop)
             material = self._material()
             if "real" in self.config.arms.run:
-                arms.real_problems(self.env, self.config, replace(material, say=lambda line: None))
+                arms.real_problems(self.env, self.config, material)
         self._find_hard(first=checkpoint is None)
         self._count_seconds("screen")
         self.meter = TokenMeter(self.env.sampler)  # the screening is not counted
@@ -337,7 +338,7 @@ class Run:
             Problem(f"pq-{i}", row["question"], row["answer"], agreement=number(row.get("agreement")))
             for i, row in enumerate(rows)
         ]
-        return arms.Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train)
+        return arms.Material(pq, teacher, self.hard_test, self.progress.say, self.screened, self.hard_train, self.real)
 
     def _evaluate(self, final: dict[str, AdapterStack]) -> None:
         """Held-out pass@k of arms that are final and not measured yet; saved."""
