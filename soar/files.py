@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from soar.types import UserError
+from soar.types import Interrupted
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ STORAGE_ERRNOS = IN_THE_WAY | {
 """What a disk, or what lies on it under a name that is wanted, can say."""
 
 
-class StorageError(UserError):
+class StorageError(Interrupted):
     """A file cannot be written: disk full, read-only, not permitted, or broken. What was there before is intact."""
 
 

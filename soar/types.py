@@ -32,6 +32,10 @@ class UserError(Exception):
     exit_code = 1
 
 
+class Interrupted(UserError):
+    """A run that was cut short and goes on with --resume: its folder stays, whatever is in it by then."""
+
+
 def said_by(error: BaseException) -> str:
     """`Kind: text` of what a user's code raised, whose text may raise something itself."""
     text = "its text cannot be made"

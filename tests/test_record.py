@@ -21,7 +21,7 @@ from soar.run import folder as review
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, RunFolderError, examine, recorded_config
 from soar.run.interrupts import Stopped
-from soar.types import UserError
+from soar.types import Interrupted, UserError
 
 
 def checkpoint(step: int, size: int = 6) -> Checkpoint:
@@ -49,9 +49,9 @@ def resumed(path: Path, *overrides: str) -> tuple[Any, list[str]]:
 @pytest.mark.parametrize(
     ("error", "stays"),
     [
-        (UserError("out of memory; continue with --resume"), True),
+        (Interrupted("out of memory"), True),
         (MemoryError(), True),
-        (UserError("no such key"), False),
+        (UserError("a--resume.jsonl: no question column"), False),
     ],
 )
 def test_a_folder_in_which_nothing_was_worked_out_goes_with_a_refusal_alone(tmp_path, error, stays):

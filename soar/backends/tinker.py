@@ -37,12 +37,12 @@ from soar.engine.rloo import k3
 from soar.engine.rollouts import OnTokens, Request, Rollouts
 from soar.engine.update import UpdateStats, rows_that_count
 from soar.engine.vllm import Completion, rollouts_of
-from soar.types import UserError, import_extra, no_tick
+from soar.types import Interrupted, import_extra, no_tick
 
 PATH_BYTES, ALPHA, LOSS, CONNECT_S, KEY = 256, 32.0, "importance_sampling", 30.0, "TINKER_API_KEY"
 
 
-class ServiceError(UserError):
+class ServiceError(Interrupted):
     """The training service is gone, or refused what it was asked; what the run has saved is not touched."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from soar.types import UserError, no_tick
+from soar.types import Interrupted, no_tick
 
 if TYPE_CHECKING:  # nothing here needs torch
     from soar.loop.rollout import RolloutEnv
@@ -26,7 +26,7 @@ def spread(
 ) -> Iterator[T]:
     """work(env, tick, *common, *task) of every task, in their order, by the workers or threads of the env.
 
-    What is not begun when the caller stops listening is never done. Raises UserError when the workers end before they have
+    What is not begun when the caller stops listening is never done. Raises Interrupted when the workers end before they have
     done it all.
     """
     if env.parallel is not None:
@@ -38,7 +38,7 @@ def spread(
                 number += 1
         if number < len(tasks):
             done = f"{number + len(early)} of {len(tasks)} pieces of work ({work.__name__})"
-            raise UserError(f"the worker processes ended with {done} done; continue with --resume")
+            raise Interrupted(f"the worker processes ended with {done} done; continue with --resume")
         return
     if env.threads <= 1 or len(tasks) == 1:
         yield from (work(env, tick, *common, *task) for task in tasks)

@@ -27,7 +27,7 @@ from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, mapping, summary_of
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
-from soar.types import VERSION, UserError
+from soar.types import VERSION, Interrupted, UserError
 
 SCHEMA = 4
 FILE = "review.json"  # a promotion that waits for a person
@@ -141,7 +141,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def __exit__(self, *error: object) -> None:
         """A folder that was made here goes again where nothing was worked out: what was asked for was refused."""
-        refused = isinstance(error[1], UserError) and "--resume" not in str(error[1])  # nothing that is to go on
+        refused = isinstance(error[1], UserError) and not isinstance(error[1], Interrupted | RunFolderError)
         with suppress(OSError):  # somebody else uses it, or took it away
             if refused and self._made and all(map(NOBODYS.fullmatch, os.listdir(self.path))):
                 shutil.rmtree(self.path)

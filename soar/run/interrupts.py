@@ -22,7 +22,7 @@ from typing import Any, Self
 from soar.config import LimitsConfig, named_code
 from soar.engine.memory import is_out_of_memory
 from soar.files import read_object
-from soar.types import UserError
+from soar.types import Interrupted
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -30,7 +30,7 @@ LOST_WORDS = ("cuda error", "nccl", "cublas", "cudnn", "device-side assert", "hi
 PRCTL = getattr(ctypes.PyDLL(None), "prctl", None)  # not in a forked child, whose loader another thread may have locked
 
 
-class Stopped(UserError):
+class Stopped(Interrupted):
     """A run that stopped at a safe point, its state saved. reason: why; exit_code: of the process."""
 
     def __init__(self, reason: str, advice: str, exit_code: int = PAUSED) -> None:
@@ -38,11 +38,11 @@ class Stopped(UserError):
         self.reason, self.exit_code = reason, exit_code
 
 
-class MemoryShortage(UserError):
+class MemoryShortage(Interrupted):
     """The smallest piece of work does not fit in memory."""
 
 
-class DeviceLost(UserError):
+class DeviceLost(Interrupted):
     """The accelerator failed; nothing that was saved is touched by it."""
 
 

@@ -24,7 +24,7 @@ from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.run.interrupts import TokenMeter, is_device_lost
 from soar.run.setup import cores_of, open_env
-from soar.types import VERSION, UserError, import_extra
+from soar.types import VERSION, Interrupted, UserError, import_extra
 
 REACH_S = 10.0  # how long the head of a cluster may take to answer a first knock
 START_S = 600.0  # a worker that has not loaded the model after so long is given up
@@ -32,7 +32,7 @@ STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many
 NO_RAY = "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
 
 
-class WorkersLost(UserError):
+class WorkersLost(Interrupted):
     """Worker processes that cannot be started, or that are lost again and again."""
 
 
