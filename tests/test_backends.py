@@ -41,7 +41,10 @@ KEY = "tml-secret-4711"
 REMOTE = ("model.adapter=lora", "model.lora_rank=4", "backend.kind=tinker", "backend.clients=3", "student.reward=paper")
 SKYRL = (*REMOTE, "backend.service=skyrl", "backend.base_url=http://127.0.0.1:1")
 FEW = ("problems.limit=4", "screen.attempts=2", "teacher.questions=2", "reward.questions=2", "student.steps=1")
-SMALL = (*FEW, "student.sampling.max_tokens=8", "teacher.datasets=2", "student.repeats=1", 'arms.run=["hard_only"]')
+SMALL = (
+    *FEW, "student.sampling.max_tokens=8", "teacher.datasets=2", "student.repeats=1", 'arms.run=["hard_only"]',
+    "reward.mode=sampled",
+)  # fmt: skip
 LORA = ModelConfig(adapter="lora", lora_rank=4)
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0, 1.0, -0.5, 0.3])
 NORM_RTOL, WEIGHT_STEPS = 1e-3, 0.02  # stated in docs/scaling.md: of a gradient's norm; of a weight, in learning rates

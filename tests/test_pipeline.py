@@ -68,6 +68,7 @@ def test_outer_steps(tiny_run):
     assert [row["step"] for row in steps] == [0, 1]
     for number, row in enumerate(steps):
         assert len(row["reward_G"]) == len(row["reward_se_G"]) == 3
+        assert len({*row["reward_G"], 0.0}) > 2, "figures that are mixed up would not be noticed"
         assert row["window_mean"] == pytest.approx(row["reward_mean"]) == pytest.approx(sum(row["reward_G"]) / 3)
         assert "exceeds tau -2" in row["reason"]
         assert (row["promoted"], row["accepted"], row["failed_students"]) == (True, 12, 0)

@@ -255,9 +255,9 @@ def test_every_chart_is_what_the_events_say(folder):
     assert list(reward.series[0].y) == [event["reward_mean"] for event in run.steps]
     assert reward.marks == [event["step"] for event in run.steps if event["promoted"]]
     assert list(rates.series[1].y) == [event["best_pass_rate"] for event in run.steps]
-    assert rates.y_label == "solved" and not outer["likelihood"]
-    run.config["reward"]["mode"] = "forced"
-    assert report.loop_section(run)["charts"][1].y_label == "mean likelihood"
+    assert rates.y_label == "mean likelihood" and outer["likelihood"]
+    run.config["reward"]["mode"] = "sampled"
+    assert report.loop_section(run)["charts"][1].y_label == "solved"
     assert list(vendi.series[0].y) == [event["vendi"] for event in run.steps]
     first = [row["correct"] for row in run.questions if row["step"] == run.steps[0]["step"]]
     assert quality.series[2].y[0] == pytest.approx(sum(first) / len(first))
@@ -269,6 +269,7 @@ def test_every_chart_is_what_the_events_say(folder):
         run.config["arms"]["curriculum_steps"] = alone
         page = report.render("report.html", report.content(run))
         assert (text in " ".join(page.split())) == (alone == steps)
+    run.steps[1]["reward_se_G"] = []
     for told in ([[1.0, 2.0], [0.1, 0.1]], [[1.0, 2.0], 7], [[1.0, None], [0.1, 0.1]], [["<b>", 2.0], [0.1, "<b>"]]):
         run.steps[0].update(zip(("reward_G", "reward_se_G"), told, strict=True))
         run.config["student"]["repeats"] = 2

@@ -88,7 +88,7 @@ def test_student_reward():
 
 
 def config_of(reward: str, *more: str) -> Config:
-    return tiny_config(f"teacher.reward={reward}", "intrinsic.attempts=4", *more)
+    return tiny_config(f"teacher.reward={reward}", "intrinsic.attempts=4", "reward.mode=sampled", *more)
 
 
 def test_known_attempts_give_the_known_learnability(env):
