@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tables import write_jsonl
 from soar.cli import main
 from soar.config import ConfigError
 from soar.domains.world import get_world
+from soar.problems import domain
 from soar.run import screen as screening
 from soar.run.folder import EVIDENCE, RunFolder
 from soar.run.interrupts import Stopped
@@ -279,17 +281,17 @@ def test_a_run_uses_the_evidence(finished, tmp_path, monkeypatch):
     assert copied == (finished / "hard.jsonl.evidence.json").read_bytes()
 
 
-def test_evidence_is_tied_to_the_text_of_a_reward_function(source, tmp_path, capsys):
+def test_evidence_is_tied_to_the_text_of_a_reward_function(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(domain, "sha256_of", reader := Mock(wraps=domain.sha256_of))
     own = tmp_path / "own.py"
     own.write_text("def grade(completions, **_):\n    return [0.0] * len(completions)\n")
     words = [*arguments(source, tmp_path / "out"), "tiny", "--quiet", "--set", f'problems.verifier="{own}:grade"']
     assert main(words) == 0
+    assert reader.call_count == 2, "for the candidates, and for what grades them"
     own.write_text(own.read_text().replace("0.0", "1.0"))
     hard = ["--problems", str(tmp_path / "out" / "hard.jsonl"), "--out", str(tmp_path / "run")]
-    assert (
-        main(["run", "tiny", *hard, *SETS, *HARD_ONLY, *sets("screen.attempts=40", f'problems.verifier="{own}:grade"')])
-        == 1
-    )
+    hard += sets("screen.attempts=40", f'problems.verifier="{own}:grade"')
+    assert main(["run", "tiny", *hard, *SETS, *HARD_ONLY]) == 1
     assert "verifier_sha256: screened with" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 1
     assert "verifier changed since the run began" in capsys.readouterr().err

@@ -24,7 +24,6 @@ from soar.loop.rewards import success_rates
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
 from soar.loop.write import Outcome, read_pairs, teacher_prompt, vote, write_questions
-from soar.problems.domain import domain_of
 from soar.problems.load import Dropped, find_leaks, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
@@ -88,7 +87,7 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
             problems, report = load_problems(source, origin="arms.real", skip_bad_rows=config.problems.skip_bad_rows)
             for line in report.lines():
                 material.say(line)
-            problems = arranged(domain_of(config.problems), problems, report)
+            problems = arranged(env.verifier.domain, problems, report)
             material.real.extend(usable(env, config, problems, material.say)[0])
         problems = material.real
     elif kind or not world:

@@ -22,7 +22,6 @@ from soar.files import Row, finite, read_object, write_atomic, write_json
 from soar.loop.population import Population
 from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
-from soar.problems.domain import domain_of
 from soar.report.export import card, files_of, source_columns
 from soar.run.interrupts import Stopped, trust_word
 from soar.run.setup import save_adapter
@@ -138,7 +137,7 @@ class FileLoop(OuterLoop):
 
     def _emit(self, place: Path, sets: dict[str, list[Problem]], jobs: dict[str, Any]) -> None:
         """The folder of a step; jobs.json comes last."""
-        domain, model, keys = domain_of(self.config.problems), self.config.model, dict(self.config.problems)
+        domain, model, keys = self.env.verifier.domain, self.config.model, dict(self.config.problems)
         forms = ("trl", "verl") if importlib.util.find_spec("pyarrow") else ("trl",)
         about = {"step": self.state.step, "dataset": None, "reward": None}
         shared = json.loads(json.dumps(finite(source_columns(self.env.shared)), default=str))  # parquet has dates too

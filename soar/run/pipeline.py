@@ -21,7 +21,6 @@ from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError, row_of
-from soar.problems.domain import domain_of
 from soar.problems.load import split
 from soar.report.alarms import alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
@@ -131,7 +130,7 @@ class Run:
         of_all = f"{len(hard)} of {len(self.screened)}"
         rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
         if len(hard) < 4:
-            before, verifier = left_out_before(found.event) or "none", domain_of(config.problems).label
+            before, verifier = left_out_before(found.event) or "none", self.env.verifier.name
             keys = "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens"
             more = f"give a model with a longer context, or choose another verifier than {verifier!r}"
             why = f"{of_all} problems are hard ({rule}); left out before: {before}. A run needs at least 4"

@@ -22,7 +22,6 @@ from soar.loop.arms import usable
 from soar.loop.evaluate import rate_of_unsolved
 from soar.loop.parallel import Tick, no_tick, spread
 from soar.loop.rollout import RolloutEnv
-from soar.problems.domain import domain_of
 from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
 from soar.report.runs import mapping
@@ -119,7 +118,7 @@ FREE_OF_HARD = (*FREE, "max_successes", "early_stop")
 
 def evidence_key(config: Config, env: RolloutEnv) -> Row:
     """What must be equal for evidence to be added to."""
-    model, screen, sampling, domain = config.model, config.screen, config.student.sampling, domain_of(config.problems)
+    model, screen, sampling, domain = config.model, config.screen, config.student.sampling, env.verifier.domain
     weights = {"model": model.path, "revision": model.revision, "model_sha256": env.backbone.base_digest()}
     texts = {"prompt": env.fmt.fingerprint(), "verifier": domain.label}
     if domain.own:
@@ -263,7 +262,7 @@ def find_hard(
     way; may raise. reuse: a problem file with its evidence beside it is not screened again. Raises ConfigError, DataError,
     and RunFolderError when model, problems or prompts changed since the folder was begun."""
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
-    domain, evidence = domain_of(config.problems), evidence_key(config, env)
+    domain, evidence = env.verifier.domain, evidence_key(config, env)
     env.share(loaded.problems)
     # dtype before the model's hash: it tells why that one changed
     hashes = {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
