@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from soar.config import ELSEWHERE, Config, ConfigError, flat, load
-from soar.domains.candidates import candidates
 from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
@@ -320,9 +319,7 @@ def evaluate(
     options["settings"] = {**unset, **(options.get("settings") or {}), "arms.run": []}
     with _call(model, problems, options) as (config, progress):
         progress.now(f"loading {config.model.path}, to measure on {config.problems.source}", tell=False)
-        result = measure(config, paths, progress)
-        by_id = {problem.id: problem for problem in candidates(config).problems}
+        result, asked = measure(config, paths, progress)
     evaluations = Evaluations(result["policies"])
-    evaluations.problems = [by_id[name] for name in result["problems"]["ids"]]
-    evaluations.table = result_table(result)
+    evaluations.problems, evaluations.table = asked, result_table(result)
     return evaluations

@@ -6,6 +6,7 @@ docs/config.md is made from those comments. `load` merges defaults, the recipe (
 
 import difflib
 import json
+import math
 import os
 import tomllib
 from contextlib import suppress
@@ -338,6 +339,15 @@ class Config(Section):
     def arm_prompts(self) -> int:
         """Prompts of one RLOO step of an arm."""
         return self.arms.prompts_per_step or self.student.prompts_per_step
+
+    def arm_steps(self, arm: str, spent: float) -> int:
+        """RLOO steps of an arm: arms.pq_steps but for Hard-Only, else arms.steps, else those that take as many student
+        rollouts as the outer loop `spent`, rounded up; with arms.tokens more than it can need."""
+        per_step = self.arm_prompts * self.student.attempts
+        if self.arms.tokens:
+            return 1 + self.arms.tokens // per_step
+        own = 0 if arm.startswith("hard_only") else self.arms.pq_steps
+        return own or self.arms.steps or max(1, math.ceil(spent / per_step))
 
     def uses_search(self, arm: str) -> bool:
         """Whether an arm builds on what the outer loop of this run found, so that its total holds the search."""

@@ -246,8 +246,8 @@ def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch)
 
 def test_an_arm_trains_on_its_questions_for_what_the_loop_spent_rounded_up():
     config = tiny_config("arms.steps=0", "student.prompts_per_step=2", "student.attempts=4")
-    assert [arms.arm_steps("hard_only", config, n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
-    assert arms.arm_steps("hard_only", tiny_config("arms.steps=7"), 800) == 7
+    assert [config.arm_steps("hard_only", n) for n in (0, 1, 8, 9, 800)] == [1, 1, 1, 2, 100]
+    assert tiny_config("arms.steps=7").arm_steps("hard_only", 800) == 7
     state = TrainState(3, skills([0.5]), failed=True, metrics=[{"kl": 1.0}, {"kl": 2.0}])
     first, second, alarm = arms.arm_events("first", plan_of("first"), state)
     assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
@@ -271,7 +271,7 @@ def test_an_arm_trains_on_its_questions_for_what_the_loop_spent_rounded_up():
     assert asked("hard_only", 9, "seed=1") != only
     assert [len(batch) for batch in asked("hard_only", 4, "arms.prompts_per_step=3")] == [3] * 4
     wide = tiny_config("arms.prompts_per_step=3", "arms.tokens=1200")
-    assert arms.arm_steps("pq", wide, 0) == 1 + 1200 // (3 * wide.student.attempts)
+    assert wide.arm_steps("pq", 0) == 1 + 1200 // (3 * wide.student.attempts)
 
 
 def plan_of(name: str, steps: int = 3, tokens: int = 0) -> Plan:

@@ -381,7 +381,7 @@ def eval_(
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.pipeline import measure as measured
 
-        result = measured(config, adapters, progress)
+        result, _ = measured(config, adapters, progress)
     print(result_table(result))
     if out is not None:
         write_json(out, result)

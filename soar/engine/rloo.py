@@ -63,9 +63,5 @@ def group_shares(reward_X_N: Tensor) -> dict[str, float]:
     same = (groups == groups[:, :1]).all(-1)
     wrong = same & (groups[:, 0] <= 0)
     count = max(1, len(groups))
-    return {
-        "frac_all_wrong": wrong.sum().item() / count,
-        "frac_all_right": (same & ~wrong).sum().item() / count,
-        "frac_mixed": (~same).sum().item() / count,
-        "frac_reward_zero_std": same.sum().item() / count,
-    }
+    kinds = {"all_wrong": wrong, "all_right": same & ~wrong, "mixed": ~same, "reward_zero_std": same}
+    return {f"frac_{kind}": those.sum().item() / count for kind, those in kinds.items()}

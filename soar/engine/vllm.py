@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,22 +57,14 @@ class VllmSampler:
         missing = f'model.sampler = "vllm": vLLM cannot be imported ({{error}}); {advice}'
         vllm = import_extra("vllm", ConfigError, missing)
         config = backbone.config
-        graphs = {"compilation_config": GRAPHS, "max_num_seqs": 1024} if torch.cuda.is_available() else {}
+        how: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        how |= {"dtype": str(backbone.dtype).removeprefix("torch."), "max_model_len": context}
+        how |= {"enable_lora": True, "max_loras": slots, "gpu_memory_utilization": memory}
+        how |= {"max_lora_rank": next(size for size in RANKS if size >= config.lora_rank)}
+        how |= {"logprobs_mode": "processed_logprobs", "disable_log_stats": True}
+        how |= {"compilation_config": GRAPHS, "max_num_seqs": 1024} if torch.cuda.is_available() else {}
         try:
-            self.llm = vllm.LLM(
-                resolve_path(config.path),
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-                dtype=str(backbone.dtype).removeprefix("torch."),
-                enable_lora=True,
-                max_lora_rank=next(size for size in RANKS if size >= config.lora_rank),
-                max_loras=slots,
-                max_model_len=context,
-                gpu_memory_utilization=memory,
-                logprobs_mode="processed_logprobs",
-                disable_log_stats=True,
-                **graphs,
-            )
+            self.llm = vllm.LLM(resolve_path(config.path), **how)
         except (ValueError, RuntimeError, OSError) as error:
             raise ConfigError(f'model.sampler = "vllm": vLLM does not start: {error}') from error
 

@@ -4,7 +4,6 @@
 student. SOAR with a teacher that is never trained is no arm but `teacher.reward = "none"`.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -259,19 +258,6 @@ def read_teacher(backbone: Backbone, place: Path) -> AdapterStack:
     except ConfigError as error:
         advice = "give a finished run folder or an adapter folder"
         raise ConfigError(f"arms.teacher_from = {str(place)!r}: {error}; {advice}") from error
-
-
-def arm_steps(name: str, config: Config, loop_rollouts: int) -> int:
-    """RLOO steps of an arm.
-
-    arms.pq_steps but for Hard-Only, else arms.steps, else what spends the outer loop's student rollouts (rounded up); with
-    arms.tokens, more than it can need.
-    """
-    arms, per_step = config.arms, config.arm_prompts * config.student.attempts
-    if arms.tokens:
-        return 1 + arms.tokens // per_step
-    special = 0 if name.startswith("hard_only") else arms.pq_steps
-    return special or arms.steps or max(1, math.ceil(loop_rollouts / per_step))
 
 
 def arm_plan(name: str, config: Config, hard_train: list[Problem], questions: list[Problem], steps: int) -> Plan:

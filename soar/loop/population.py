@@ -66,14 +66,10 @@ def train_population(
     trained = list(spread(env, train_chunk, common, tasks, on_step))
     students = [student for part in trained for student in part]
     means_C = [[mean_metrics(rows) for rows in zip(*(s.metrics for s in part), strict=True)] for part in trained]
-    return Population(
-        concat([student.stack for student in students]),
-        torch.tensor([student.failed for student in students]),
-        [mean_metrics(rows, list(map(len, trained))) for rows in zip(*means_C, strict=True)],
-        sum(student.rollouts for student in students),
-        sum(student.tokens for student in students),
-        students[0].kept,
-    )
+    metrics = [mean_metrics(rows, list(map(len, trained))) for rows in zip(*means_C, strict=True)]
+    stack, failed_P = concat([s.stack for s in students]), torch.tensor([s.failed for s in students])
+    rollouts, tokens = sum(s.rollouts for s in students), sum(s.tokens for s in students)
+    return Population(stack, failed_P, metrics, rollouts, tokens, students[0].kept)
 
 
 def train_chunk(

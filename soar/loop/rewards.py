@@ -86,10 +86,8 @@ def answer_marks(fmt: Any) -> tuple[str, str]:
     if fmt.answer_style == "boxed":
         return "\\boxed{", "}"
     if not fmt.answer_marks:
-        raise ConfigError(
-            "the arm likelihood and reward.mode = likelihood or forced need prompts whose answer stands behind one mark "
-            "(boxed or marker)"
-        )
+        need = "need prompts whose answer stands behind one mark (boxed or marker)"
+        raise ConfigError(f"the arm likelihood and reward.mode = likelihood or forced {need}")
     return fmt.answer_marks[-1], ""
 
 
@@ -115,9 +113,8 @@ def likelihood(
         text = f"{text}\n{before}" if forced and before not in text else text
         reasoning = text[: text.rfind(before) + len(before)] if before in text else ""
         space = "" if before.endswith("{") else " "
-        start, ids = (
-            tokenizer.encode(t, add_special_tokens=False) for t in (reasoning, f"{reasoning}{space}{gold}{behind}")
-        )
+        whole = f"{reasoning}{space}{gold}{behind}"
+        start, ids = (tokenizer.encode(t, add_special_tokens=False) for t in (reasoning, whole))
         same = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
         ids += [] if behind else [min(env.backbone.end_ids)]
         fits = reasoning and len(prompt) + len(ids) <= env.backbone.context

@@ -154,22 +154,15 @@ class RolloutEnv:
                 columns["completion_ids"] = [tokens_T[:length] for tokens_T, length in pairs]
             verdicts = self.verifier.check(texts, [problem.answer for problem in asked], columns)
         scores = getattr(verdicts, "scores", ()) if self.scheme == "binary" else ()
-        rewards = scores or [
-            student_reward(verdict, text, problem.answer, self.scheme)
-            for verdict, text, problem in zip(verdicts, texts, asked, strict=True)
-        ]
-        shape = (len(problems_P_Q), len(problems_P_Q[0]), attempts)
-        return RolloutBatch(
-            problems_P_Q,
-            sampling.temperature,
-            rollouts,
-            verdicts,
-            torch.tensor(rewards, dtype=torch.float32).view(shape),
-            torch.tensor([v.solved for v in verdicts]).view(shape),
-            torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape),
-            rollouts.failed_B.view(len(problems_P_Q), -1).any(1),
-            texts,
-        )
+        judged = zip(verdicts, texts, asked, strict=True)
+        scores = scores or [student_reward(verdict, text, p.answer, self.scheme) for verdict, text, p in judged]
+        shape, temperature = (len(problems_P_Q), len(problems_P_Q[0]), attempts), sampling.temperature
+        reward_P_Q_N = torch.tensor(scores, dtype=torch.float32).view(shape)
+        solved_P_Q_N = torch.tensor([v.solved for v in verdicts]).view(shape)
+        valid_P_Q_N = torch.tensor([v is not Verdict.UNSCORABLE for v in verdicts]).view(shape)
+        failed_P = rollouts.failed_B.view(len(problems_P_Q), -1).any(1)
+        figures = (reward_P_Q_N, solved_P_Q_N, valid_P_Q_N, failed_P)
+        return RolloutBatch(problems_P_Q, temperature, rollouts, verdicts, *figures, texts)
 
 
 def opens_thinking(tokenizer: Any, prompt_ids: list[int]) -> bool:

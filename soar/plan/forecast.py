@@ -130,16 +130,14 @@ def _written(pairs: float, votes: int, a: Mapping[str, float], least: float = 0.
 def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, loop: list[Work]) -> Work:
     """An arm on hard problems and, unless it has those alone, on questions, mixed by number."""
     student, arms, kl = config.student, config.arms, config.student.optimizer.kl > 0
-    per_step = config.arm_prompts * student.attempts
     spent = sum(work.rollouts for work in loop if work.name in (TRAIN, MEASURE))
-    steps = (0 if arm.startswith("hard_only") else arms.pq_steps) or arms.steps or max(1, math.ceil(spent / per_step))
     promoted = config.teacher.questions if arm.startswith("pq") else arms.questions
     questions = 0 if arm in HARD_ARMS else promoted
     share = questions / max(1.0, questions + hard_train)
     each = share * a["question_tokens"] + (1 - share) * a["hard_tokens"]
     votes = 0 if arm == "variants" else config.teacher.votes
     written = _written(arms.questions, votes, a)[1] * (arm in WRITTEN_BY_TEACHER)
-    rollouts = float(steps * per_step)
+    rollouts = float(config.arm_steps(arm, spent) * config.arm_prompts * student.attempts)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
         search = config.uses_search(arm) * sum(work.sampled for work in loop)
         rollouts = max(0.0, arms.tokens - written - search) / each

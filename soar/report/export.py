@@ -74,9 +74,8 @@ def _trl_row(domain: Domain, row: Row) -> Row:
     """`prompt` (a chat, or text for formats without turns), `solution`, and where the row comes from."""
     text = domain.prompts.student_text(row["question"])
     prompt: Any = [{"role": "user", "content": text}] if domain.prompts.turns else text
-    kept = {
-        k: v for k, v in row.items() if k != "question" or domain.own or ":" in domain.verifier
-    }  # they may look at it
+    looks = domain.own or ":" in domain.verifier  # which may look at it
+    kept = {key: value for key, value in row.items() if key != "question" or looks}
     return {"prompt": prompt, **kept, "solution": solution(domain, row["answer"])}
 
 
@@ -150,15 +149,10 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
             raise ExportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
     rows = collect(run, source, with_hard)
     files = files_of(form, domain, rows, mapping(run.config.get("problems")))
-    files["README.md"] = card(
-        "questions",
-        form=form,
-        data_file=next(iter(files)),
-        run=run,
-        domain=domain,
-        counts=f"{len(rows):,} {SOURCES[source]}{', hard training problems among them' * with_hard}",
-        rows=[{"question": row["question"], "answer": row["answer"]} for row in rows[:3]],
-    )
+    counts = f"{len(rows):,} {SOURCES[source]}{', hard training problems among them' * with_hard}"
+    shown = [{key: row[key] for key in ("question", "answer")} for row in rows[:3]]
+    about = {"form": form, "data_file": next(iter(files)), "counts": counts, "rows": shown}
+    files["README.md"] = card("questions", run=run, domain=domain, **about)
     for name, content in files.items():
         write_atomic(out / name, content)
     return [out / name for name in files]
@@ -233,16 +227,11 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     tokenizer.save_pretrained(out)
     arm, base, arms = ARM_OF[policy], visible(str(run.config["model"]["path"])), run.arms
     shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if arm in arms and name in arms]
-    text = card(
-        "weights",
-        run=run,
-        policy=policy,
-        meaning=ARM_MEANINGS.get(arm, "the teacher, which writes practice questions"),
-        base=base,
-        on_hub=not base.startswith("builtin:") and not Path(base).exists(),
-        options="".join(f", {key}={value!r}" for key, value in options.items() if value),
-        results=[held_out(entry) for entry in shown],
-    )
+    meaning = ARM_MEANINGS.get(arm, "the teacher, which writes practice questions")
+    on_hub = not base.startswith("builtin:") and not Path(base).exists()
+    given = "".join(f", {key}={value!r}" for key, value in options.items() if value)
+    about = {"on_hub": on_hub, "options": given, "results": list(map(held_out, shown))}
+    text = card("weights", run=run, policy=policy, meaning=meaning, base=base, **about)
     write_atomic(out / "README.md", text)
     return sorted(out.iterdir())
 

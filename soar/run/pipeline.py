@@ -299,7 +299,7 @@ class Run:
         if arm in self.state.arm_tokens:
             self.meter.tokens = before  # counted before this run was resumed
         self.state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
-        steps = arms.arm_steps(arm, config, self.state.loop.student_rollouts)
+        steps = config.arm_steps(arm, self.state.loop.student_rollouts)
         plan = arms.arm_plan(arm, config, self.hard_train, questions, steps)
         return replace(plan, hints=hints, tokens=budget and budget - search - took)
 
@@ -416,12 +416,12 @@ def execute(
             raise
 
 
-def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> Row:
+def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> tuple[Row, list[Problem]]:
     """The base model and the named adapters on the problems of `config.problems`, at the same seeds.
 
     Returns problems (source, sha256, count, ids, left_out), attempts, temperature, seed, policies (name -> pass_at and
-    interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval).
-    Raises UserError when no problem can be used, ConfigError for an adapter named as the base model is.
+    interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval), and the
+    problems themselves. Raises UserError when no problem can be used, ConfigError for an adapter named as the base model is.
     """
     if "base" in adapters:
         raise ConfigError("an adapter is named 'base', as the base model is: give another name, or a longer path to it")
@@ -447,4 +447,5 @@ def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> Ro
     for name, share in zip(stacks, truncated_P_H.mean(1) / attempts, strict=True):
         results["policies"][name]["truncated_share"] = float(share)
     about = {"source": config.problems.source, "sha256": loaded.digest, "count": len(problems)}
-    return {"problems": {**about, "ids": [problem.id for problem in problems], "left_out": left_out}, **results}
+    about |= {"ids": [problem.id for problem in problems], "left_out": left_out}
+    return {"problems": about, **results}, problems

@@ -134,9 +134,8 @@ class Progress:
         bar = self.bars.add_task(name, total=max(1, total), run="")
 
         def advance(items: int = 0, completed: int | None = None, total: int | None = None) -> None:
-            self.bars.update(
-                bar, advance=items or None, completed=completed, total=None if total is None else max(1, total)
-            )
+            most = None if total is None else max(1, total)
+            self.bars.update(bar, advance=items or None, completed=completed, total=most)
             self.note()
 
         try:
