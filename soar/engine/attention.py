@@ -261,11 +261,8 @@ def install(model: Any) -> bool:
     elif width and width != (getattr(config, "qk_head_dim", 0) or config.head_dim):
         reason = "has values of another width than its keys"
     if reason:
-        warnings.warn(
-            f"{type(model).__name__} {reason}: it goes through its own attention and cache, a prompt anew for every "
-            "completion in the update, which is slower",
-            stacklevel=2,
-        )
+        way = "it goes through its own attention and cache, a prompt anew for every completion in the update"
+        warnings.warn(f"{type(model).__name__} {reason}: {way}, which is slower", stacklevel=2)
         return False
     ALL_ATTENTION_FUNCTIONS.register(NAME, grouped_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -55,11 +55,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
-        warnings.warn(
-            "this GPU does not compute in bfloat16: going on in float32, which takes twice the memory "
-            '(model.dtype = "bfloat16" emulates it, slowly)',
-            stacklevel=2,
-        )
+        how = 'going on in float32, which takes twice the memory (model.dtype = "bfloat16" emulates it, slowly)'
+        warnings.warn(f"this GPU does not compute in bfloat16: {how}", stacklevel=2)
     return torch.float32
 
 
@@ -139,10 +136,9 @@ def _shape(path: str, common: dict[str, Any]) -> Any:
     takes = set(inspect.signature(kind.forward).parameters) if hasattr(kind, "forward") else set()
     takes |= {"past_key_values"} if "cache" in takes else set()  # its name from transformers 5.24 on
     if missing := [name for name in ("past_key_values", "position_ids") if takes and name not in takes]:
-        raise ValueError(
-            f"{kind.__name__} (model_type {config.model_type}) takes no {' and no '.join(missing)}, which sampling and "
-            "training need; take a model with attention, alone or among layers that keep a state"
-        )
+        lacks = f"takes no {' and no '.join(missing)}, which sampling and training need"
+        advice = "take a model with attention, alone or among layers that keep a state"
+        raise ValueError(f"{kind.__name__} (model_type {config.model_type}) {lacks}; {advice}")
     return config
 
 
@@ -218,10 +214,8 @@ def fuse(model: Any) -> bool:
 
         liger = _liger(model)
         if liger and (gap := changed()):
-            raise ConfigError(
-                f"liger-kernel changes the logits of this {model.config.model_type} model by {gap:.3g}: install another "
-                "version, or uninstall it"
-            )
+            found = f"liger-kernel changes the logits of this {model.config.model_type} model by {gap:.3g}"
+            raise ConfigError(f"{found}: install another version, or uninstall it")
         norms = [  # as in Llama: weight * (x / rms), and no gate beside x
             module
             for module in model.modules()

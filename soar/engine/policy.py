@@ -175,10 +175,9 @@ class Backbone:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         if len(tokenizer) > self.vocabulary:
-            raise ConfigError(
-                f"model.path: the tokenizer has {len(tokenizer)} tokens but the model's output layer only "
-                f"{self.vocabulary}; use the tokenizer that belongs to the model, or resize the embeddings first"
-            )
+            found = f"the tokenizer has {len(tokenizer)} tokens but the model's output layer only {self.vocabulary}"
+            advice = "use the tokenizer that belongs to the model, or resize the embeddings first"
+            raise ConfigError(f"model.path: {found}; {advice}")
 
     def _wrap_linears(self) -> dict[str, StackedLinear]:
         output_layer, targets = self.model.get_output_embeddings(), self.config.target_modules
@@ -187,10 +186,9 @@ class Backbone:
         chosen = {n: m for n, m in linear.items() if m is not output_layer and (every or f".{n}".endswith(ends))}
         if not chosen:
             linears = sorted({name.rsplit(".", 1)[-1] for name in linear})
-            raise ConfigError(
-                f"model.target_modules = {list(targets)} names no linear layer of this model, so no adapter would train; "
-                f"linear layers here: {', '.join(linears) or 'none'}"
-            )
+            found = f"model.target_modules = {list(targets)} names no linear layer of this model"
+            here = f"linear layers here: {', '.join(linears) or 'none'}"
+            raise ConfigError(f"{found}, so no adapter would train; {here}")
         wrapped = {name: StackedLinear(name, module, self._active) for name, module in chosen.items()}
         for name, layer in wrapped.items():
             self.model.set_submodule(name, layer)
@@ -266,10 +264,9 @@ def _end_ids(model: Any, tokenizer: Any, vocabulary: int) -> frozenset[int]:
     if not ids:
         raise ConfigError("model.path: neither model nor tokenizer names an end-of-text token (eos_token_id); set one")
     if strange := sorted(i for i in ids if i not in range(vocabulary)):
-        raise ConfigError(
-            f"model.path: eos_token_id {strange[0]} is none of the {vocabulary} tokens of the model's output layer; correct "
-            "it in generation_config.json, config.json and tokenizer_config.json"
-        )
+        found = f"eos_token_id {strange[0]} is none of the {vocabulary} tokens of the model's output layer"
+        files = "generation_config.json, config.json and tokenizer_config.json"
+        raise ConfigError(f"model.path: {found}; correct it in {files}")
     return frozenset(ids)
 
 
@@ -316,10 +313,8 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     names = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
     if strange := sorted(set(weights) - names):
-        raise ConfigError(
-            f"{folder}: {strange[0]} and {len(strange) - 1} more fit no layer that model.target_modules names; "
-            "set model.target_modules as it was for this adapter"
-        )
+        rest = f"{strange[0]} and {len(strange) - 1} more fit no layer that model.target_modules names"
+        raise ConfigError(f"{folder}: {rest}; set model.target_modules as it was for this adapter")
     begun = str(settings.get("init_lora_weights")).lower()
     if begun.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         why = f"init_lora_weights = {begun!r} changed the base weights as well, which are not in it"

@@ -90,10 +90,8 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
             material.real.extend(usable(env, config, problems, material.say)[0])
         problems = material.real
     elif kind or not world:
-        raise ConfigError(
-            f'arms.run has "real", but arms.real = "" and problems.source = {config.problems.source!r} is no embedded '
-            "world; set arms.real to a file of easier problems"
-        )
+        found = f'arms.real = "" and problems.source = {config.problems.source!r} is no embedded world'
+        raise ConfigError(f'arms.run has "real", but {found}; set arms.real to a file of easier problems')
     else:
         try:
             problems = get_world(world).real_problems(count, config.seed)

@@ -44,10 +44,8 @@ def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, config.teacher.subject)
     tokens = config.teacher.sampling.max_tokens
     if len(prompt) + tokens > env.backbone.context:
-        raise ConfigError(
-            f"teacher.sampling.max_tokens = {tokens}: with the teacher prompt of {len(prompt)} tokens it "
-            f"exceeds the model's context of {env.backbone.context}; lower it"
-        )
+        over = f"with the teacher prompt of {len(prompt)} tokens it exceeds the model's context"
+        raise ConfigError(f"teacher.sampling.max_tokens = {tokens}: {over} of {env.backbone.context}; lower it")
     return prompt
 
 
