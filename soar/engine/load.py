@@ -86,7 +86,8 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
         raise
     except Exception as error:  # a damaged or hostile folder makes transformers raise anything
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
-        raise ConfigError(f"model.path = {config.path!r} cannot be loaded: {kind}{error}") from error
+        taken = "" if Path(path).is_dir() else " (no such folder here, so taken for a hub id)"
+        raise ConfigError(f"model.path = {config.path!r} cannot be loaded{taken}: {kind}{error}") from error
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub id: of a folder it was seen before
         raise ConfigError(f"model.path = {config.path!r}: {ADAPTER_BESIDE}")
     _bound_template(tokenizer, config.template_options)

@@ -464,8 +464,9 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     written = [outcome for outcome in outcomes if isinstance(outcome, Problem)][:SHOWN]
     asked = () if env.verifier.compares else ([p.answer for p in written], columns_of(written, env.shared))
     if asked and not any(verdict.judged for verdict in env.verifier.check_golds(*asked)):
-        hint = f"the verifier judges none of them ({env.verifier.last_error or 'it gives None'}); of the columns of the file"
-        return Finding("teacher", "FAIL", message, f"{hint} they have those that are equal in all rows", tuple(details))
+        hint = f"the verifier judges none of them ({env.verifier.last_error or 'it gives None'}); they have "
+        hint += "those columns of the file that are equal in all rows: give the function a default for the others"
+        return Finding("teacher", "FAIL", message, hint, tuple(details))
     if (each := sampled / accepted) > teacher.max_tries:
         hint = f"an outer step would end without its pairs (teacher.max_tries = {teacher.max_tries}): {hint}"
     status = status_of(each > teacher.max_tries, accepted / sampled < LOW_RATE)
