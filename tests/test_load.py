@@ -69,6 +69,10 @@ def test_a_chat_template_gets_the_options(tmp_path):
         ConfigError, match=r"model\.template_options: the chat template nowhere reads thnk; mend or drop it"
     ):
         load_backbone(ModelConfig(path=str(folder), device="cpu", template_options={"think": False, "thnk": False}))
+    folder = save_tiny(tmp_path / "dated", "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}")
+    tokenizer = load_backbone(ModelConfig(path=str(folder), device="cpu")).tokenizer
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    assert said == "01 Jan 2026 a", "the same day whenever a run goes on"
 
 
 @pytest.mark.parametrize("template", ["{{ 9 ** 9 ** 9 ** 9 }}{{ 9 ** (9 ** 9) }}", "{{ 'x' * 9999999999 }}"])
