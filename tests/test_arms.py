@@ -25,6 +25,7 @@ from soar.loop.write import TeacherError
 from soar.problems.load import DataError
 from soar.report.alarms import alarm
 from soar.run import pipeline, screen
+from soar.run.folder import RunFolderError
 from soar.run.interrupts import Stopped
 from soar.types import Problem, Screening
 
@@ -201,6 +202,18 @@ def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path):
     assert len(events(broken, "arm_step")) == 2
     assert run_tiny(broken, *keys, resume=True)["arms"]["hinted"] == row
     assert spent(broken) == spent(whole)
+
+
+def test_a_resume_amid_the_arm_real_wants_the_problems_that_it_began_with(tmp_path, monkeypatch):
+    problems, out = easy_problems(9), tmp_path / "run"
+    path = write_problems(tmp_path / "easy.jsonl", problems)
+    keys = (*BRIEF, "teacher.steps=0", 'arms.run=["real"]', f'arms.real="{path}"')
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(pipeline.Run, "_curve", Mock(side_effect=InterruptedError))
+        run_tiny(out, *keys)
+    write_problems(path, problems[1:])
+    with pytest.raises(RunFolderError, match="real changed since the run began"):
+        run_tiny(out, *keys, resume=True)
 
 
 def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch):

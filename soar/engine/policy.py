@@ -317,7 +317,7 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
         raise ConfigError(f"{folder}: {rest}; set model.target_modules as it was for this adapter")
     begun = str(settings.get("init_lora_weights")).lower()
     if begun.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
-        why = f"init_lora_weights = {begun!r} changed the base weights as well, which are not in it"
+        why = f"init_lora_weights = {begun!r:.40} changed the base weights as well, which are not in it"
         raise ConfigError(f"{folder}: {why}; save it anew, with PEFT's path_initial_model_for_weight_conversion")
     fresh = backbone.new_stack(seed=0)
     alpha, rank = float(settings["lora_alpha"]), float(settings["r"])

@@ -284,6 +284,8 @@ class Run:
         """What an arm trains on, written down in its folder. Raises NothingLeft, TeacherError."""
         config, before = self.config, self.meter.tokens
         questions = arms.training_questions(arm, self.env, config, material)
+        if arm == "real" and self.real:
+            self.folder.note_hashes(real=digest([row_of(p) for p in self.real]))
         hints = arms.write_hints(self.env, self.hard_train, config) if arm == "hinted" else {}
         if arm == "hinted" and not hints:
             raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
