@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from soar.config import ELSEWHERE, Config, ConfigError, flat, load
+from soar.files import storage_errors
 from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
@@ -196,20 +197,21 @@ def _call(
             path.parent.mkdir(parents=True, exist_ok=True)
             return path
 
-        if problems is not None and not isinstance(problems, str | Path):
-            frame: Any = problems
-            rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
-            lines = [f"{_json(_row(row))}\n" for row in rows]
-            (problems := place("problems.jsonl")).write_text("".join(lines), encoding="utf-8")
-        if model is not None and not isinstance(model, str | Path):
-            if tokenizer is None or hasattr(model, "peft_config"):
-                with_adapters = "with adapters: expected merged weights (model.merge_and_unload())"
-                why = "without tokenizer=" if tokenizer is None else with_adapters
-                raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
-            for part in (model, tokenizer):
-                part.save_pretrained(place("model"))
-            model = place("model")
-        verifier = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
+        with storage_errors(beside or Path(scratch), "Choose another `out`, or permit writing there"):
+            if problems is not None and not isinstance(problems, str | Path):
+                frame: Any = problems
+                rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
+                lines = [f"{_json(_row(row))}\n" for row in rows]
+                (problems := place("problems.jsonl")).write_text("".join(lines), encoding="utf-8")
+            if model is not None and not isinstance(model, str | Path):
+                if tokenizer is None or hasattr(model, "peft_config"):
+                    with_adapters = "with adapters: expected merged weights (model.merge_and_unload())"
+                    why = "without tokenizer=" if tokenizer is None else with_adapters
+                    raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
+                for part in (model, tokenizer):
+                    part.save_pretrained(place("model"))
+                model = place("model")
+            verifier = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
         keys |= flat(dict(given.get("settings") or {}))

@@ -145,6 +145,8 @@ def test_problems_and_models_of_any_kind(tmp_path):
         read = candidates(config_of("builtin:tiny", given, tmp_path / "run", recipe="tiny")).problems
         levels = [(p.question, p.answer, p.extra["level"]) for p in read]
         assert levels == [("last 57", "7", 1.0), ("last 31", "1", None)]
+    with pytest.raises(UserError, match=r"cannot be written: .*Choose another `out`"):
+        soar.screen("builtin:tiny", rows, out=tmp_path / "run.problems.jsonl" / "run", recipe="tiny", quiet=True)
     with pytest.raises(ConfigError, match="found a row 'x'"):
         soar.check(problems=["x"])  # type: ignore[list-item]
     model, tokenizer = tiny_model(), tiny_tokenizer()

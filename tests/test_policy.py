@@ -139,7 +139,7 @@ def test_what_cannot_be_loaded_or_used_is_named(tmp_path, monkeypatch):
     for device, seen, said in (
         ("cuda:1", 0, "device; use"),
         ("cuda:1", 1, "of that number, only 1"),
-        *((name, 1, "cuda:N") for name in ("gpu", "meta", "mps", "cuda:1000")),
+        *((name, 1, "cuda:N") for name in ("gpu", "meta", "mps", "cuda:1000", "cuda:\u0663")),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
         with pytest.raises(ConfigError, match=f"model.device = '{device}': .*{said}"):

@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
     """`auto` -> cuda when present, else cpu. Raises ConfigError for no device's name, or when a CUDA device is absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d\d?)?", name):
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,2})?", name):
         raise ConfigError(f"model.device = {name!r}: expected auto, cpu, cuda or cuda:N")
     device, seen = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= seen:

@@ -290,7 +290,7 @@ def write_hard(
 
 def evidence_path(path: Path) -> Path:
     """Where the evidence of the hard set `path` is kept."""
-    return path.with_name(path.name + ".evidence.json")
+    return path.parent / f"{path.name}.evidence.json"
 
 
 def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any]]:
