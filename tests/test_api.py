@@ -22,6 +22,7 @@ import pytest
 import torch
 from helpers import ROOT, tiny_model, tiny_tokenizer
 from loop_helpers import TINY, easy_problems, events, read_jsonl, sets, tiny_config
+from safetensors.torch import load_file, save_file
 
 import soar
 from soar import api
@@ -96,6 +97,10 @@ def test_evaluate_gives_the_counts_of_the_run(run):
     with pytest.raises(ConfigError, match="an adapter is named 'base', as the base model is"):
         soar.evaluate(None, bare, {"base": run}, recipe=str(run), quiet=True)
     assert len(soar.evaluate(None, bare, recipe=str(run), settings={"problems.limit": 2}).problems) == 2
+    file = run / "student" / "adapter_model.safetensors"
+    save_file({name: tensor * math.nan for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match="the adapter ps holds NaN or infinity"):
+        soar.evaluate(None, bare, adapters, recipe=str(run), quiet=True)
     manifest["config"]["problems"]["source"] = str(bare)
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="gone"):  # of the run's own problems they stay

@@ -434,6 +434,8 @@ def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> tu
     with open_env(config) as env:
         stacks = {"base": env.backbone.new_stack(0)}
         stacks |= {name: load_adapter(env.backbone, folder) for name, folder in adapters.items()}
+        if bad := [n for n, s in stacks.items() if not all(t.isfinite().all() for t in s.tensors.values())]:
+            raise ConfigError(f"the adapter {bad[0]} holds NaN or infinity, so its attempts say nothing; leave it out")
         problems, left_out = arms.usable(env, config, loaded.problems, progress.say)
         if not problems:
             ungradable = f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade"
