@@ -24,15 +24,12 @@ from soar.config import ConfigError, ModelConfig, resolve_path
 from soar.engine import kernels
 from soar.engine.memory import GIB, is_out_of_memory
 from soar.engine.policy import Backbone
+from soar.files import asset
 
 T = TypeVar("T")
 LIGER = ("llama", "mistral", "qwen2", "qwen3", "gemma2")  # model types whose tokens were compared (tests/gpu)
 TEMPLATE_SECONDS, TEMPLATE_BYTES = 5.0, GIB
 MEND_TEMPLATE = "mend the tokenizer's chat_template, or take a problems.format without turns (question_answer)"
-ONE_DAY = (  # in place of today's date, which Llama 3.2 and SmolLM3 write: a run that goes on tomorrow has the same prompts
-    "{%- macro strftime_now(form) -%}{{ form|replace('%d', '01')|replace('%B', 'January')|replace('%b', 'Jan')"
-    "|replace('%m', '01')|replace('%Y', '2026') }}{%- endmacro -%}"
-)
 ADAPTER_BESIDE = (
     "an adapter lies beside the base model (adapter_config.json), and every adapter would train on top of it; "
     "merge it (PEFT: merge_and_unload, save_pretrained) or move its files away"
@@ -168,11 +165,9 @@ def _bound_template(tokenizer: Any, options: dict[str, Any]) -> None:
     options: what it is always given.
     """
     if unknown := [name for name in options if name not in str(tokenizer.chat_template)]:
-        raise ConfigError(
-            f"model.template_options: the chat template nowhere reads {', '.join(unknown)}; mend or drop it"
-        )
-    dated = "strftime_now" in str(tokenizer.chat_template)
-    told = {**options, "chat_template": ONE_DAY + tokenizer.get_chat_template()} if dated else options
+        raise ConfigError(f"model.template_options: the chat template nowhere reads {', '.join(unknown)}; leave it out")
+    today = asset("prompts")["one_day"] if "strftime_now" in str(tokenizer.chat_template) else ""
+    told = {**options, "chat_template": today + tokenizer.get_chat_template()} if today else options
     plain = partial(tokenizer.apply_chat_template, **told)
     child = os.fork() if tokenizer.chat_template and sys.platform == "linux" else None
     if child == 0:

@@ -81,9 +81,8 @@ def _lines(path: Path) -> Iterator[str]:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 code = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
-                kinds = f"{raw[error.start]:02x} is not UTF-8 (is the file Latin-1, Windows-1252 or UTF-16?)"
-                mend = f"convert it, for example with iconv -f {code} -t UTF-8"
-                raise DataError(f"{path}:{number}: byte 0x{kinds}; {mend}") from error
+                found = f"byte 0x{raw[error.start]:02x} is not UTF-8 (is the file Latin-1, Windows-1252 or UTF-16?)"
+                raise DataError(f"{path}:{number}: {found}; convert it: iconv -f {code} -t UTF-8") from error
             if number == 1 and "\0" in text[:2]:
                 raise DataError(f"{path}:{number}: a zero byte: the file is binary or UTF-16; convert it")
             yield text
