@@ -51,21 +51,24 @@ def test_a_prompt_shared_by_its_completions_is_right_for_each(name):
         assert (value_B_T[row, n:] == 0).all()
 
 
-def test_a_model_with_another_head_takes_the_plain_way():
-    """A model that scales its logits behind the output layer is noticed by the probe."""
+@pytest.mark.parametrize("divisor", [4.0, 1.0])
+def test_a_model_with_another_head_takes_the_plain_way(divisor):
+    """One that scales its logits behind the output layer is noticed by the probe, and (1.0) one that is its own decoder."""
     backbone, rollouts = tiny_backbone(), random_rollouts(3)
     real = backbone.model.forward
 
     def scaled(*args: object, **more: object) -> object:
         out = real(*args, **more)
-        out.logits = out.logits * 0.25
+        out.logits = out.logits / divisor
         return out
 
     backbone.model.forward = scaled
+    if divisor == 1.0:  # as Llama 4 says of itself
+        backbone.model.get_decoder = lambda: backbone.model
     with torch.no_grad():
         found_B_T = logprobs_of(backbone, None, rollouts, [[0, 1, 2]])
     assert logprobs._heads[backbone] is None
-    wanted_T = plain_logprobs(tiny_model(), rollouts.prompts[0], rollouts.tokens_B_T[0, :1].tolist(), temperature=4.0)
+    wanted_T = plain_logprobs(tiny_model(), rollouts.prompts[0], rollouts.tokens_B_T[0, :1].tolist(), divisor)
     assert torch.allclose(found_B_T[0, :1], wanted_T.detach(), atol=1e-4)
 
 

@@ -91,8 +91,10 @@ def _plain_head(backbone: Backbone) -> _Head | None:
         head = _Head(backbone)
         with torch.no_grad(), backbone.use(None):
             wanted = backbone.model(input_ids=ids, use_cache=False).logits.float()
-            logits = head.logits(backbone.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
-        _heads[backbone] = head if torch.allclose(wanted[0], logits.float(), rtol=1e-3, atol=1e-3) else None
+            seen = backbone.model.get_decoder()(input_ids=ids, use_cache=False)
+            logits = head.logits(seen.last_hidden_state[0]) if "last_hidden_state" in seen else torch.tensor(0.0)
+        same = logits.shape == wanted[0].shape and torch.allclose(wanted[0], logits.float(), rtol=1e-3, atol=1e-3)
+        _heads[backbone] = head if same else None
     return _heads[backbone]
 
 
