@@ -170,9 +170,7 @@ def test_an_own_reward_that_errs_is_named(tmp_path, body, said, status, why, err
     env.sampler = Speaker([GOOD])  # type: ignore[assignment]
     taught = teacher_finding(env, teacher_config(), 4)
     assert taught.message.startswith("4 of 4 samples are problems") and (taught.status == "FAIL") == bool(errors)
-    assert ("line 2: ZeroDivisionError: " in taught.advice and "a default for the others" in taught.advice) == bool(
-        errors
-    )
+    assert ("line 2: ZeroDiv" in taught.advice and "a default for the others" in taught.advice) == bool(errors)
 
 
 def test_problems_that_do_not_fit_in_the_context():
