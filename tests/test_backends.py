@@ -40,10 +40,9 @@ from soar.engine.vllm import Completion, VllmSampler, open_vllm, rollouts_of
 KEY = "tml-secret-4711"
 REMOTE = ("model.adapter=lora", "model.lora_rank=4", "backend.kind=tinker", "backend.clients=3", "student.reward=paper")
 SKYRL = (*REMOTE, "backend.service=skyrl", "backend.base_url=http://127.0.0.1:1")
-FEW = ("problems.limit=4", "screen.attempts=2", "teacher.questions=2", "reward.questions=2", "student.steps=1")
 SMALL = (
-    *FEW, "student.sampling.max_tokens=8", "teacher.datasets=2", "student.repeats=1", 'arms.run=["hard_only"]',
-    "reward.mode=sampled",
+    "problems.limit=4", "screen.attempts=2", "teacher.questions=2", "reward.questions=2", "reward.mode=sampled",
+    "student.steps=1", "student.sampling.max_tokens=8", "teacher.datasets=2", "student.repeats=1", 'arms.run=["hard_only"]',
 )  # fmt: skip
 LORA = ModelConfig(adapter="lora", lora_rank=4)
 ADVANTAGES = torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0, 1.0, -0.5, 0.3])

@@ -398,17 +398,13 @@ def test_a_teacher_text_is_a_task_with_tests():
     assert typed[0].split("\n")[2] == "def add(a: int, b: int=2) -> int:"
 
 
+BAD_TEXTS = [(ADD, " ", "no_code"), (ADD, "a story about numbers", "not_python")]
+BAD_TEXTS += [("Return the sum of a and b.", *CODE.prompts.placeholders, "placeholder")]
+BAD_TEXTS += [(ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests")]
+
+
 @needs_one
-@pytest.mark.parametrize(
-    ("change", "to", "name"),
-    [
-        *cases("coding", "teacher"),
-        (ADD, " ", "no_code"),
-        (ADD, "a story about numbers", "not_python"),
-        ("Return the sum of a and b.", *CODE.prompts.placeholders, "placeholder"),
-        (ADD_TESTS.split("\n")[0], "assert sum([1, 2]) == 3", "unsafe_tests"),
-    ],
-)
+@pytest.mark.parametrize(("change", "to", "name"), [*cases("coding", "teacher"), *BAD_TEXTS])
 def test_a_bad_teacher_text_is_named(change, to, name):
     text = ADD.replace(change, to).replace(', "zero"', "")
     assert read_problem(text) == name

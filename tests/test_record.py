@@ -46,18 +46,14 @@ def resumed(path: Path, *overrides: str) -> tuple[Any, list[str]]:
         return folder.load(), notes
 
 
-@pytest.mark.parametrize(
-    ("error", "stays"),
-    [
-        (Interrupted("out of memory"), True),
-        (MemoryError(), True),
-        (UserError("a--resume.jsonl: no question column"), False),
-    ],
-)
-def test_a_folder_in_which_nothing_was_worked_out_goes_with_a_refusal_alone(tmp_path, error, stays):
+REFUSED = UserError("a--resume.jsonl: no question column")
+
+
+@pytest.mark.parametrize("error", [Interrupted("out of memory"), MemoryError(), REFUSED])
+def test_a_folder_in_which_nothing_was_worked_out_goes_with_a_refusal_alone(tmp_path, error):
     with pytest.raises(type(error)), RunFolder(tmp_path / "new" / "run", tiny_config(), []):
         raise error
-    assert (tmp_path / "new" / "run").exists() == (tmp_path / "new").exists() == stays
+    assert (tmp_path / "new" / "run").exists() == (tmp_path / "new").exists() == (error is not REFUSED)
 
 
 def content(path: Path) -> dict[str, bytes]:

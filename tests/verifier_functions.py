@@ -28,5 +28,4 @@ def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]
 
 
 class Mute(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError
+    __str__ = None  # type: ignore[assignment]
