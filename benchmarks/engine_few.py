@@ -33,7 +33,7 @@ SIZES = {False: ((256, 512, 64, 1024), 150, 500, 32, 1024), True: ((16, 8), 12, 
 
 
 def begun(backbone: Backbone, decoder: StaticDecoder, stack: AdapterStack | None, rows: int, toy: bool) -> SlotBatch:
-    """Rows in their slots, prompts read; `stack` is `StaticDecoder.hold`'s."""
+    """Rows in their slots, prompts read."""
     _, length, _, _, room = SIZES[toy]
     policies = 1 if stack is None else stack.policies
     attempts = min(32, rows // policies)
@@ -76,7 +76,7 @@ def bench_step(
     _, length, filled, new, _ = SIZES[toy]
     decoder, policies = StaticDecoder(backbone), 0 if stack is None else stack.policies
     try:
-        program = begun(backbone, decoder, decoder.hold(stack), rows, toy).program
+        program = begun(backbone, decoder, stack, rows, toy).program
         for tensor in decoder.flat:
             tensor.normal_()  # products with zeros are faster
         wait()

@@ -1,7 +1,7 @@
 """The native sampler against transformers' `generate`, independence of rows, and both ways of decoding: at fixed addresses
 (captured as graphs on a GPU) and over a growing cache; tokens are drawn from the right distribution."""
 
-from itertools import pairwise
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -147,17 +147,28 @@ def test_fixed_addresses_change_nothing(name, greedy, monkeypatch):
     assert same(fixed.sample(stack, ask), growing.sample(stack, ask))
     if name == "llama" and not greedy:
         assert len({rows for _, _, rows, _ in fixed.decoder.programs}) > 1  # rows did move to narrower programs
-        monkeypatch.setattr(graphs, "SPARED", 3)  # also where one slot a policy is spared
+        monkeypatch.setattr(graphs, "SPARED", 1)
+        monkeypatch.setattr(graphs, "NARROWEST", 1)
         eager = NativeSampler(backbone, static=True)
         assert same(eager.sample(stack, ask), growing.sample(stack, ask))
-        rows = sorted({rows for _, _, rows, _ in eager.decoder.programs})
-        assert any(narrow * 2 > wide for narrow, wide in pairwise(rows))
+        lanes = [lanes for lanes, *_ in eager.decoder.programs]
+        assert min(lanes) < 3 < max(lanes)  # some policy took several, and one that had ended none
+        orders = cycle([[2, 1, 0], [1, 0, 2]])
+        monkeypatch.setattr(graphs, "lanes_for", lambda live: (max(live), next(orders)))
+        assert same(NativeSampler(backbone, static=True).sample(stack, ask), growing.sample(stack, ask))
     quieter = random_stack(backbone, 3, seed=5)  # with everything there: other weights and scale, or none
     quieter.scale *= 0.5
     assert same(fixed.sample(quieter, ask), growing.sample(quieter, ask))
     longer = SamplingConfig(max_tokens=60).model_copy(update=cold)
     alone = Request([prompts], 3, [[1, 2, 3, 4, 5, 6]], longer)
     assert same(fixed.sample(None, alone), growing.sample(None, alone))
+
+
+def test_a_policy_with_many_more_rows_takes_several_lanes():
+    assert graphs.lanes_for([154, 150, 60, 20, 0]) == (64, [0, 0, 0, 1, 1, 1, 2, 3])
+    assert graphs.lanes_for([112, 80, 64]) == (112, [0, 1, 2])  # five of 64 would save too little
+    assert graphs.lanes_for([100] + [20] * 15) == (32, [0] * 4 + list(range(1, 16)))
+    assert graphs.lanes_for([0, 3]) == (3, [0, 1])
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch):

@@ -1,14 +1,16 @@
 """Decoding at fixed addresses, for a GPU: one captured graph a step, whatever the length.
 
 A step (forward pass for one new token of every row, draw, bookkeeping) works in buffers that stay where they are, so it is
-captured as a CUDA graph once for a shape and replayed. Rows are slots, equally many per policy; when the live rows of every
-policy fit in fewer slots, they move to a narrower program. Without a GPU the same step runs uncaptured, for tests.
+captured as a CUDA graph once for a shape and replayed. Rows are slots, in lanes of equally many that belong to one policy;
+when the live rows fit in fewer, they move to a program of fewer or narrower lanes, of which a policy that still has many rows
+takes several. Without a GPU the same step runs uncaptured, for tests.
 Left out: paged blocks, full-weight stacks, admission of waiting rows into free slots.
 """
 
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -17,7 +19,7 @@ from soar.config import SamplingConfig
 from soar.engine import kernels
 from soar.engine.attention import StaticLayer, Window
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Batch, Rollouts, draw, live_first, next_logits
+from soar.engine.rollouts import Batch, Rollouts, draw, next_logits
 
 OF_SLOTS = ("token_R_1", "position_R_1", "length_R", "ended_R", "failed_R")
 """What a step changes of every slot, cache and outputs aside."""
@@ -108,6 +110,8 @@ class Program:
 CHECK = 8  # steps between looks at which rows have ended; each look waits for the device
 KEPT_PROGRAMS = 64
 SPARED = 64  # slots by which a program has to be narrower, or half as wide, for a move and a capture to pay
+SAVED = 0.8  # of the slots that one lane a policy takes, by which other lanes have to do
+NARROWEST, MOST_LANES = 16, 8  # slots of a lane, and lanes, or twice the policies: each holds its policy's adapter anew
 PLACE_STEP = 64  # cache capacity is rounded up to this, so that calls of like lengths share a program
 
 
@@ -117,13 +121,28 @@ def slots_for(rows: int) -> int:
     return -(-rows // unit) * unit
 
 
+def lanes_for(live_P: list[int]) -> tuple[int, list[int]]:
+    """Slots of a lane, and each lane's policy, for so many live rows of each policy.
+
+    A lane for each, unless a policy that has many more rows than others is better spread over several: every new number and
+    width of lanes is a program to capture.
+    """
+    most, policies = max(live_P), len(live_P)
+    best, slots = (slots_for(most), list(range(policies))), SAVED * slots_for(most) * policies
+    for width in (NARROWEST << i for i in reversed(range(most.bit_length()))):
+        of_L = [p for p, live in enumerate(live_P) for _ in range(-(-live // width))]
+        if width * len(of_L) < slots and len(of_L) <= max(MOST_LANES, 2 * policies):
+            best, slots = (width, of_L), width * len(of_L)
+    return best
+
+
 class StaticDecoder:
     """Keeps the fixed buffers and programs of one backbone between calls. One call at a time."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.programs: dict[tuple[Any, ...], Program] = {}  # by what their captured step depends on
-        self.slots: dict[int, AdapterStack] = {}
+        self.lanes: AdapterStack | None = None  # as many as ever there may be: a program views the first of them
         # Memory [tokens, heads, width] of keys, of values of the first layer, of the next, ...: a program views it its way.
         self.flat: list[Tensor] = []
         self.pool: Any = None
@@ -133,21 +152,24 @@ class StaticDecoder:
     def release(self) -> None:
         """Give all memory back."""
         self.programs.clear()
-        self.slots.clear()
+        self.lanes = None
         self.flat.clear()
         torch.cuda.empty_cache()
 
-    def hold(self, stack: AdapterStack | None) -> AdapterStack | None:
-        """The stack in the compute type, at addresses that stay."""
+    def hold(self, stack: AdapterStack | None, of_L: list[int]) -> AdapterStack | None:
+        """The stack's policies of_L, one a lane, in the compute type, at addresses that stay."""
         if stack is None:
             return None
-        held = self.slots.get(stack.policies)
-        if held is None or held.scale != stack.scale:  # shapes are the backbone's
-            tensors = {name: torch.empty_like(t, dtype=self.backbone.dtype) for name, t in stack.tensors.items()}
-            held = self.slots[stack.policies] = AdapterStack(stack.kind, tensors, stack.scale)
+        most, lanes = max(MOST_LANES, 2 * stack.policies), self.lanes
+        if lanes is None or lanes.policies < most or lanes.scale != stack.scale:  # shapes are the backbone's
+            made = {n: t.new_empty(most, *t.shape[1:], dtype=self.backbone.dtype) for n, t in stack.tensors.items()}
             self.programs.clear()
-        torch._foreach_copy_(list(held.tensors.values()), [stack.tensors[name].detach() for name in held.tensors])
-        return held
+            lanes = self.lanes = AdapterStack(stack.kind, made, stack.scale)
+        index_L = torch.tensor(of_L, device=self.backbone.device)
+        held = {name: tensor[: len(of_L)] for name, tensor in lanes.tensors.items()}
+        for name, tensor in held.items():
+            tensor.copy_(stack.tensors[name].detach().index_select(0, index_L))
+        return AdapterStack(stack.kind, held, stack.scale)
 
     def reserve(self, tokens: int, states: list[Tensor]) -> None:
         """Room for rows * places cached tokens like these keys and values, at new addresses where there is too little."""
@@ -171,19 +193,19 @@ class StaticDecoder:
 
 
 class SlotBatch(Batch):
-    """A batch in slots: prefill, place, step, move to narrower programs, collect. Its stack is `StaticDecoder.hold`'s."""
+    """A batch in slots: prefill, place, step, move to narrower programs, collect."""
 
     def _begin(self, decoder: StaticDecoder) -> None:
         """Prefill, and put every row into its slot of the first program."""
         self.decoder = decoder
         longest, each = self.longest, self.rows // self.policies
         width, places = slots_for(each), -(-(longest + self.sampling.max_tokens) // PLACE_STEP) * PLACE_STEP
-        slots, self.places = self.policies * width, places
+        slots, self.places, self.of_L = self.policies * width, places, list(range(self.policies))
         self.first = 0  # the step from which notes are not collected yet
         cache: Any = DynamicCache()  # not the config's: sliding layers keep their places as well
         logits_U_V, mask_U_S = self.prefill(cache)
         decoder.reserve(slots * places, [x for layer in cache.layers for x in (layer.keys, layer.values)])
-        program = self.program = decoder.program(self.stack, self.sampling, slots, places)
+        program = self.program = decoder.program(decoder.hold(self.stack, self.of_L), self.sampling, slots, places)
         slot_R = torch.arange(slots, device=self.backbone.device)
         inside_R = slot_R % width < each
         # Slots beyond the rows hold a copy of the policy's last row and are ended from the start.
@@ -215,14 +237,14 @@ class SlotBatch(Batch):
         for step in range(1, steps):
             if step % CHECK == 0 or step == 1:
                 self._stop(step)
-                live_P_w = ~self.program.ended_R.view(self.policies, -1)
-                live = int(live_P_w.sum(1).max())
-                if live == 0:
+                live_L_w = ~self.program.ended_R.view(len(self.of_L), -1).cpu().numpy()
+                live_P = np.bincount(self.of_L, live_L_w.sum(1), self.policies).astype(int).tolist()
+                if not any(live_P):
                     break
-                self.on_tokens(self.policies * live * min(step, CHECK))
-                width, wide = slots_for(live), live_P_w.shape[1]
-                if width * 2 <= wide or (wide - width) * self.policies >= SPARED:
-                    self._narrow(live_P_w, width, step)
+                self.on_tokens(sum(live_P) * min(step, CHECK))
+                (width, of_L), slots = lanes_for(live_P), live_L_w.size
+                if width * len(of_L) * 2 <= slots or slots - width * len(of_L) >= SPARED:
+                    self._narrow(live_L_w, width, of_L, step)
             self.program.step()
         self._stop(steps)
         self._collect(steps)
@@ -253,11 +275,17 @@ class SlotBatch(Batch):
                 getattr(self, f"{name}_B")[row] = value
                 getattr(self.program, f"{name}_R").masked_fill_(slot_R, value)
 
-    def _narrow(self, live_P_w: Tensor, width: int, step: int) -> None:
-        """Move the live rows to the program of `width` slots a policy; ended rows fill up."""
+    def _narrow(self, live_L_w: np.ndarray, width: int, of_L: list[int], step: int) -> None:
+        """Move the live rows to lanes of `width` slots that belong to the policies of_L; an ended row fills up."""
         self._collect(step)
-        old, new = self.program, self.decoder.program(self.stack, self.sampling, self.policies * width, self.places)
-        keep = live_first(live_P_w, width).reshape(-1)
+        live_R, of_R = live_L_w.reshape(-1), np.repeat(self.of_L, live_L_w.shape[1])
+        keep_R = np.full(width * len(of_L), np.argmin(live_R))
+        for policy in {*of_L}:
+            slots, first = np.flatnonzero(live_R & (of_R == policy)), of_L.index(policy) * width
+            keep_R[first : first + len(slots)] = slots
+        keep = torch.from_numpy(keep_R).to(self.length_B.device)
+        stack = self.program.stack if of_L == self.of_L else self.decoder.hold(self.stack, of_L)
+        old, new = self.program, self.decoder.program(stack, self.sampling, len(keep), self.places)
         for before, after in zip(old.cache.layers, new.cache.layers, strict=True):
             # The new view lies over the old one in memory, so the rows are gathered aside first.
             after.keys.copy_(before.keys.index_select(0, keep))
@@ -266,4 +294,4 @@ class SlotBatch(Batch):
             getattr(new, name).copy_(getattr(old, name)[keep])
         new.uniform_T_R.copy_(old.uniform_T_R[:, keep])
         self.row_R, self.inside_R = self.row_R[keep], self.inside_R[keep]
-        self.program = new
+        self.program, self.of_L = new, of_L

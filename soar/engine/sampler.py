@@ -65,7 +65,7 @@ class NativeSampler:
         def batch() -> Rollouts:
             part = request.select(slice(first, first + per_call))
             if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
-                return SlotBatch(self.backbone, self.decoder.hold(stack), part, self.on_tokens).finish(self.decoder)
+                return SlotBatch(self.backbone, stack, part, self.on_tokens).finish(self.decoder)
             return GrowingBatch(self.backbone, stack, part, self.on_tokens).finish()
 
         def shrink() -> bool:
