@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from transformers.models.llama import modeling_llama
 from soar.config import ConfigError, ModelConfig, OptimizerConfig, SamplingConfig
 from soar.engine import kernels, load
 from soar.engine.load import choose_dtype, fuse, load_backbone
-from soar.engine.policy import Backbone
+from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
@@ -67,10 +68,15 @@ def test_a_chat_template_gets_the_options(tmp_path):
         assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == text
     with pytest.raises(ConfigError, match=r"template_options: the chat template nowhere reads thnk; leave it out"):
         load_backbone(ModelConfig(path=str(folder), device="cpu", template_options={"think": False, "thnk": False}))
-    folder = save_tiny(tmp_path / "dated", "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}")
-    tokenizer = load_backbone(ModelConfig(path=str(folder), device="cpu")).tokenizer
-    said = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    assert said == "01 Jan 2026 a", "the same day whenever a run goes on"
+    dated = "\n{{ strftime_now(format='%d %b %Y, %A %-d %B %H:%M') }} {{ messages[0].content }}"
+    for own, options in ((dated, {}), ("{{ messages }}", {"chat_template": dated, "continue_final_message": False})):
+        tokenizer = load_backbone(
+            ModelConfig(path=str(save_tiny(tmp_path / "dated", own)), device="cpu", template_options=options)
+        ).tokenizer
+        said = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        assert said == "\n01 Jan 2026, Thursday 1 January 00:00 a", "the same day whenever a run goes on"
+    (tokenizer := tiny_tokenizer()).chat_template = {"one": dated, "two": dated}
+    load._bound_template(tokenizer, {})  # none is the default: said where it is used
 
 
 @pytest.mark.parametrize("template", ["{{ 9 ** 9 ** 9 ** 9 }}{{ 9 ** (9 ** 9) }}", "{{ 'x' * 9999999999 }}"])
@@ -101,6 +107,7 @@ def test_families_of_2026_sample_and_train(name, reason, settings):
         assert backbone.apart is any("own attention and cache" in str(w.message) for w in said) is bool(reason)
         assert not reason or any(reason in str(w.message) for w in said)
         backbone.end_ids = frozenset((EOS, 7, 9))
+        load._try(backbone)
         stack = random_stack(backbone, 2, size=0.1)
         sampling, prompts = SamplingConfig(max_tokens=10), [some_prompts(3, seed=p) for p in range(2)]
         rollouts = NativeSampler(backbone).sample(stack, Request(prompts, 2, [[1, 2, 3]] * 2, sampling))
@@ -120,8 +127,27 @@ def test_a_family_that_cannot_be_served_is_refused_by_name(name, said, settings,
         tmp_path
     )
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=rf"{name}ForCausalLM does not take .*{said}.*; leave layers out \("):
-        load_backbone(ModelConfig(path=str(tmp_path), device="cpu"))
+    for adapter in ("lora", "full"):
+        with pytest.raises(ConfigError, match=rf"{name}ForCausalLM does not take .*{said}.*; leave layers out \("):
+            load_backbone(ModelConfig(path=str(tmp_path), device="cpu", adapter=adapter))
+    if "cache" in said:  # vLLM has its own
+        load_backbone(ModelConfig(path=str(tmp_path), device="cpu", sampler="vllm"))
+
+
+def test_the_trial_of_a_model_takes_no_room_and_leaves_a_lost_gpu_its_name(tmp_path, monkeypatch):
+    room, real = list[int](), AdapterStack.apply
+
+    def apply(stack: AdapterStack, *given: Any) -> torch.Tensor:
+        held = [tensor.untyped_storage().nbytes() for tensor in (*stack.tensors.values(), *stack._merged.values())]
+        room.append(max(held))
+        return real(stack, *given)
+
+    monkeypatch.setattr(AdapterStack, "apply", apply)
+    backbone = load_backbone(ModelConfig(path=str(save_tiny(tmp_path)), device="cpu", adapter="full"))
+    assert len(room) == len(backbone.layers) and set(room) == {4}
+    monkeypatch.setattr(AdapterStack, "apply", Mock(side_effect=RuntimeError("CUDA error: unspecified launch failure")))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        load_backbone(backbone.config)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,8 @@ from transformers.utils import logging
 from soar.config import ConfigError, ModelConfig, resolve_path
 from soar.engine import kernels
 from soar.engine.memory import GIB, is_out_of_memory
-from soar.engine.policy import Backbone
+from soar.engine.policy import AdapterStack, Backbone
+from soar.engine.rollouts import next_logits
 from soar.files import asset
 
 T = TypeVar("T")
@@ -99,17 +101,24 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
 
 
 def _try(backbone: Backbone) -> None:
-    """Raises ConfigError for a model whose code wants a cache of its own, or reaches past a layer for its weight."""
-    model, ids = backbone.model, torch.tensor([[min(backbone.end_ids)]], device=backbone.device)
+    """One token as in sampling, with adapters of zeros that take no room. Raises ConfigError for a model whose code wants a
+    cache of its own (vLLM has one), or reaches past a layer for its weight."""
+    config, one = backbone.config, torch.ones(1, 1, dtype=torch.long, device=backbone.device)
+    zero, tensors = torch.zeros(1, device=backbone.device), dict[str, torch.Tensor]()
+    for name, layer in backbone.layers.items():
+        delta = zero.expand(1, layer.base.in_features, layer.base.out_features)
+        tensors |= {f"{name}.delta": delta, f"{name}.A": delta[..., :1], f"{name}.B": delta[:, :1]}
+    cache = None if config.sampler == "vllm" else DynamicCache(config=backbone.model.config)
     try:
-        with torch.no_grad(), backbone.use(backbone.new_stack(0)):
-            model(input_ids=ids, past_key_values=DynamicCache(config=model.config))
+        # where gradients could be taken, a layer's full weight is not kept until the end
+        with torch.set_grad_enabled(config.adapter == "full"), backbone.use(AdapterStack(config.adapter, tensors)):
+            next_logits(backbone, one * min(backbone.end_ids), one, one - 1, cache)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or "CUDA error" in str(error):
             raise
-        found = f"{type(model).__name__} does not take adapters or cache ({type(error).__name__}: {error})"
+        found = f"{type(backbone.model).__name__} does not take adapters or cache ({type(error).__name__}: {error})"
         advice = "leave layers out (model.target_modules), or take a model of another type"
-        raise ConfigError(f"model.path = {backbone.config.path!r}: {found}; {advice}") from error
+        raise ConfigError(f"model.path = {config.path!r}: {found}; {advice}") from error
 
 
 def _refuse_files(config: ModelConfig) -> None:
@@ -164,10 +173,14 @@ def _bound_template(tokenizer: Any, options: dict[str, Any]) -> None:
     First in a process of its own: what a template computes in one step (`9**9**9`, `'x' * 10**10`) cannot be taken from it.
     options: what it is always given.
     """
-    if unknown := [name for name in options if name not in str(tokenizer.chat_template)]:
+    own = options.get("chat_template")
+    takes = inspect.signature(tokenizer.apply_chat_template).parameters if tokenizer.chat_template else ()
+    if unknown := [name for name in options if name not in takes and name not in f"{tokenizer.chat_template}{own}"]:
         raise ConfigError(f"model.template_options: the chat template nowhere reads {', '.join(unknown)}; leave it out")
-    today = asset("prompts")["one_day"] if "strftime_now" in str(tokenizer.chat_template) else ""
-    told = {**options, "chat_template": today + tokenizer.get_chat_template()} if today else options
+    told = dict(options)
+    with suppress(ValueError, NotImplementedError):  # none, or several without a default: named where it is used
+        if "strftime_now" in str(text := tokenizer.get_chat_template(own)):
+            told["chat_template"] = asset("prompts")["one_day"] + text
     plain = partial(tokenizer.apply_chat_template, **told)
     child = os.fork() if tokenizer.chat_template and sys.platform == "linux" else None
     if child == 0:
