@@ -233,7 +233,7 @@ def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch)
     assert reader.call_count == 1
     (alarm,) = events(tmp_path / "run", "alarm")
     assert (alarm["kind"], alarm["arm"], alarm["step"]) == ("arm left out", "teacher_t", None)
-    assert alarm["message"] == "the teacher wrote 0 acceptable pairs of 4"
+    assert alarm["message"] == "the arm teacher_t is left out: the teacher wrote 0 acceptable pairs of 4"
     rows = read_jsonl(tmp_path / "run" / "arms" / "real" / "questions.jsonl")
     assert set(rows[0]) == {"question", "answer", "topic", "well_posed", "correct"} and all(r["correct"] for r in rows)
 

@@ -51,10 +51,8 @@ class Request:
             raise ValueError("give every policy of the stack the same number of prompts")
         longest, room = max(len(ids) for prompts in self.prompts_P_Q for ids in prompts), self.sampling.max_tokens
         if longest + room > context:
-            raise ValueError(
-                f"a prompt of {longest} tokens and max_tokens = {room} exceed the context of {context}; "
-                "shorten the prompt or lower max_tokens"
-            )
+            over = f"a prompt of {longest} tokens and max_tokens = {room} exceed the context of {context}"
+            raise ValueError(f"{over}; shorten the prompt or lower max_tokens")
         return longest + room
 
 

@@ -95,10 +95,8 @@ def update(
 def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig) -> list[list[int]]:
     """Numbers of the rows of each policy that carry a gradient. Raises ValueError as `update` says."""
     if rollouts.rows % policies or advantage_B.shape != (rollouts.rows,):
-        raise ValueError(
-            f"{rollouts.rows} rollouts with advantages {list(advantage_B.shape)} for {policies} policies; "
-            "give every policy equally many rollouts and every rollout one advantage"
-        )
+        found = f"{rollouts.rows} rollouts with advantages {list(advantage_B.shape)} for {policies} policies"
+        raise ValueError(f"{found}; give every policy equally many rollouts and every rollout one advantage")
     counts_P_B = (((advantage_B != 0.0) | (config.kl > 0.0)) & (rollouts.length_B > 0)).view(policies, -1)
     first_P = range(0, rollouts.rows, counts_P_B.shape[1])
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]

@@ -176,9 +176,8 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
         rollouts = env.sampler.sample(None, Request([list(prompts.values())], VARIANT_TEXTS, [seed_Q], sampling))
         texts = rollouts.texts(env.backbone)
         if not fmt.turns:
-            texts = [
-                shown[key] + texts[k * VARIANT_TEXTS + n] for k, key in enumerate(prompts) for n in range(VARIANT_TEXTS)
-            ]
+            heads = (shown[key] for key in prompts for _ in range(VARIANT_TEXTS))
+            texts = [head + text for head, text in zip(heads, texts, strict=True)]
         written = read_pairs(env, config, texts, rollouts.ended_B.tolist())
         fresh = {p.question: p for p in written if isinstance(p, Problem) and p.question not in kept}
         tried = not_held_out("variants", material, list(fresh.values()))
@@ -208,9 +207,10 @@ def pq_subset(arm: str, env: RolloutEnv, config: Config, material: Material) -> 
     pool = {"pq_sample": material.pq, "pq_well_posed": well_posed, "pq_correct": correct}[arm]
     size = min(len(well_posed), len(correct))
     counts = f"{len(well_posed)} are well-posed and {len(correct)} have a correct answer"
-    material.say(says := f"{arm}: {size} of {len(material.pq)} promotion questions; {counts}")
+    says = f"{size} of {len(material.pq)} promotion questions; {counts}"
     if not size:
         raise NothingLeft(says)
+    material.say(f"{arm}: {says}")
     order = seeds.generator(config.seed, "arm", arm, "subset").permutation(len(pool)).tolist()
     return [pool[i] for i in sorted(order[:size])]
 
@@ -226,10 +226,8 @@ def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tup
     elif source.startswith("world:"):
         answers = list(map(get_world(source.removeprefix("world:")).solve, questions))
     else:
-        raise NothingLeft(
-            f"problems.domain = {config.problems.domain!r} cannot solve questions, so nobody knows which are well-posed and "
-            "which answers correct; give the domain a `solve`"
-        )
+        why = "so nobody knows which are well-posed and which answers correct; give the domain a `solve`"
+        raise NothingLeft(f"problems.domain = {config.problems.domain!r} cannot solve questions, {why}")
     golds = [replace(p, answer=answer or "") for p, answer in zip(problems, answers, strict=True)]
     right = env.verifier.check_answers([p.answer for p in problems], [p.answer for p in golds], columns_of(golds))
     return [(a is not None, a is not None and v.solved) for a, v in zip(answers, right, strict=True)]

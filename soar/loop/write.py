@@ -37,10 +37,9 @@ def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
     teacher.votes where answers cannot take the place of gold answers."""
     if config.teacher.votes and not can_vote(env):
         key = "domain" if config.problems.domain else "verifier"
-        raise ConfigError(
-            f"teacher.votes = {config.teacher.votes}: problems.{key} = {getattr(config.problems, key)!r} does not compare "
-            "answers with each other (it reads whole completions, or gold answers are tests); set teacher.votes to 0"
-        )
+        found = f"problems.{key} = {getattr(config.problems, key)!r} does not compare answers with each other"
+        why = "it reads whole completions, or gold answers are tests"
+        raise ConfigError(f"teacher.votes = {config.teacher.votes}: {found} ({why}); set teacher.votes to 0")
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, config.teacher.subject)
     tokens = config.teacher.sampling.max_tokens
     if len(prompt) + tokens > env.backbone.context:

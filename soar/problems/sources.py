@@ -48,10 +48,9 @@ def split_source(source: str, origin: str = "problems.source") -> tuple[str, str
         return "file", source
     if source.count("/") == 1 and (not colon or "/" in prefix):
         return "hub", source
-    raise DataError(
-        f"{origin} = {source!r}: no such file, and not a dataset id of the form owner/name; expected a file "
-        f"({', '.join(READERS)}), a folder of them, owner/name, hub:ID, world:NAME, reasoning_gym:NAME or verifiers:NAME"
-    )
+    found = f"{origin} = {source!r}: no such file, and not a dataset id of the form owner/name"
+    forms = "a folder of them, owner/name, hub:ID, world:NAME, reasoning_gym:NAME or verifiers:NAME"
+    raise DataError(f"{found}; expected a file ({', '.join(READERS)}), {forms}")
 
 
 def file_rows(source: str) -> Iterator[Row]:

@@ -192,11 +192,10 @@ class Run:
         for line in step_lines([event for event in (*events, *alarms) if event is not held], rows, self.progress.width):
             self.progress.say(line)
         if any(event.get("kind") == "all students failed" for event in events):
-            raise StudentsFailed(
-                f"every student of outer step {state.step - 1} produced NaN or inf, so the step has no reward; it is "
-                f"recorded and saved. {resume_command(self.folder.path)} goes on with the next step; if that fails too, "
-                'lower student.optimizer.lr or set model.dtype = "float32" in a new run'
-            )
+            found = f"every student of outer step {state.step - 1} produced NaN or inf, so the step has no reward"
+            advice = 'if that fails too, lower student.optimizer.lr or set model.dtype = "float32" in a new run'
+            go_on = f"{resume_command(self.folder.path)} goes on with the next step"
+            raise StudentsFailed(f"{found}; it is recorded and saved. {go_on}; {advice}")
         return finite(events[0])
 
     def _keep(self, groups: list[list[Row]], **place: Any) -> None:
@@ -255,9 +254,10 @@ class Run:
                 plans[arm] = self._plan(arm, material)
             except (TeacherError, arms.NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
-                row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": str(error)}
+                message = f"the arm {arm} is left out: {error}"
+                row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": message}
                 self.folder.append("metrics.jsonl", [row])
-                self.progress.say(f"the arm {arm} is left out: {error}")
+                self.progress.say(message)
         if self.env.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
         begun = {arm: (plan, state.arm_progress.get(arm, TrainState(0, base))) for arm, plan in plans.items()}

@@ -86,7 +86,6 @@ def check_fits(config: Config, available: int, device: str) -> None:
     size = size_of(config.model)
     needed, lines = memory_of(config, size, 1, device) if size and size.token_values else (0.0, [])
     if needed > available:
-        raise TooLarge(
-            f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:\n"
-            + "\n".join((*lines, "One process trains on one device: take a larger one or a smaller model."))
-        )
+        found = f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:"
+        advice = "One process trains on one device: take a larger one or a smaller model."
+        raise TooLarge("\n".join((found, *lines, advice)))
