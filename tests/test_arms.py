@@ -217,7 +217,7 @@ def test_a_resume_amid_the_arm_real_wants_the_problems_that_it_began_with(tmp_pa
 
 
 def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch):
-    """And the problems of another arm are read once, before the work."""
+    """And is not asked again on resume; the problems of another arm are read once, before the work."""
     real, path = arms.write_questions, write_problems(tmp_path / "easy.jsonl", easy_problems(9))
     monkeypatch.setattr(arms, "load_problems", reader := Mock(wraps=arms.load_problems))
 
@@ -228,9 +228,12 @@ def test_a_teacher_that_writes_nothing_costs_its_arm_only(tmp_path, monkeypatch)
 
     monkeypatch.setattr(arms, "write_questions", write)
     overrides = ('arms.run=["base", "base_t", "teacher_t", "real"]', "arms.questions=4", "teacher.steps=0")
-    overrides = (*overrides, f'arms.real="{path}"')
-    assert list(run_tiny(tmp_path / "run", *overrides)["arms"]) == ["base", "base_t", "real"]
+    overrides = (*overrides, f'arms.real="{path}"', "arms.save_steps=1", "arms.steps=2")
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(pipeline.Run, "_curve", Mock(side_effect=[None, InterruptedError]))
+        run_tiny(tmp_path / "run", *overrides)
     assert reader.call_count == 1
+    assert list(run_tiny(tmp_path / "run", *overrides, resume=True)["arms"]) == ["base", "base_t", "real"]
     (alarm,) = events(tmp_path / "run", "alarm")
     assert (alarm["kind"], alarm["arm"], alarm["step"]) == ("arm left out", "teacher_t", None)
     assert alarm["message"] == "the arm teacher_t is left out: the teacher wrote 0 acceptable pairs of 4"

@@ -223,9 +223,9 @@ def test_counts_by_hand():
     assert works("arms.steps=0")["hard_only"].rollouts == 312
     assert works("teacher.reward=learnability", "intrinsic.attempts=5")["students measured"].rollouts == 120 + 24 * 5
     # With votes twice the 24 pairs: 1.5 texts and 8 attempts for each of 48; for arms.questions = 10 of an arm 30 and 160.
-    voted = works("teacher.votes=8", 'arms.run=["base","base_t"]', "arms.tokens=9000", "arms.questions=10")
+    voted = works("teacher.votes=8", 'arms.run=["base","base_t","variants"]', "arms.tokens=9000", "arms.questions=10")
     assert voted["teacher writes"][2:4] == (72 + 48 * 8, 72 * 20 + 48 * 8 * 15)
-    assert voted["base_t"].sampled == 9000
+    assert voted["base_t"].sampled == 9000 and voted["variants"]._replace(name="base_t") == voted["base_t"]
     assert works("teacher.reward=none")["teacher learns"].trained == 0
     assert works("screen.attempts=0")["screening"].rollouts == 0
     assert works("problems.max_hard=4")["evaluation"].rollouts == 4 * 2 * 4

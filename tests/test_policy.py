@@ -76,7 +76,7 @@ def test_adapters_of_other_trainers_have_the_scale_of_peft_and_are_float32_here(
     with torch.no_grad():
         near(logits_of(backbone, stack, inputs(1)), theirs(inputs(1)).logits)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    for begun in ("pissa", "pissa_niter_4", "OLoRA", "corda", "loftq"):
+    for begun in ("pissa", "pissa_niter_4", "OLoRA", "corda", "loftq", "lora_ga"):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "init_lora_weights": begun}))
         with pytest.raises(ConfigError, match=f"{begun.lower()}' changed the base weights .*weight_conversion"):
             load_adapter(backbone, tmp_path)

@@ -49,7 +49,7 @@ def resumed(path: Path, *overrides: str) -> tuple[Any, list[str]]:
 REFUSED = UserError("a--resume.jsonl: no question column")
 
 
-@pytest.mark.parametrize("error", [Interrupted("out of memory"), MemoryError(), REFUSED])
+@pytest.mark.parametrize("error", [Interrupted("out of memory"), RunFolderError("changed"), MemoryError(), REFUSED])
 def test_a_folder_in_which_nothing_was_worked_out_goes_with_a_refusal_alone(tmp_path, error):
     with pytest.raises(type(error)), RunFolder(tmp_path / "new" / "run", tiny_config(), []):
         raise error

@@ -135,8 +135,7 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
     questions = 0 if arm in HARD_ARMS else promoted
     share = questions / max(1.0, questions + hard_train)
     each = share * a["question_tokens"] + (1 - share) * a["hard_tokens"]
-    votes = 0 if arm == "variants" else config.teacher.votes
-    written = _written(arms.questions, votes, a)[1] * (arm in WRITTEN_BY_TEACHER)
+    written = _written(arms.questions, config.teacher.votes, a)[1] * (arm in WRITTEN_BY_TEACHER)
     rollouts = float(config.arm_steps(arm, spent) * config.arm_prompts * student.attempts)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
         search = config.uses_search(arm) * sum(work.sampled for work in loop)
