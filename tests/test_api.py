@@ -83,7 +83,8 @@ def test_evaluate_gives_the_counts_of_the_run(run):
     """By its config, but for what is about its own problems: their columns and number, arms that need a solver."""
     path, adapters = run / "manifest.json", {"ps": run / "student", "pq": run / "arms" / "pq"}
     manifest = json.loads(path.read_text())
-    manifest["config"]["problems"] |= {"format": "tiny", "verifier": "exact", "answer_column": "gone", "limit": 1}
+    gone = {"question_column": "gone", "answer_column": "gone", "limit": 1}
+    manifest["config"]["problems"] |= {"format": "tiny", "verifier": "exact", **gone}
     manifest["config"]["arms"]["run"] = ["base", "pq_correct"]
     path.write_text(json.dumps(manifest))
     bare = Path(shutil.copy(run / "hard" / "test.jsonl", run / "bare.jsonl"))  # no evidence lies beside it
@@ -98,7 +99,7 @@ def test_evaluate_gives_the_counts_of_the_run(run):
         soar.evaluate(None, bare, {"base": run}, recipe=str(run), quiet=True)
     assert len(soar.evaluate(None, bare, recipe=str(run), settings={"problems.limit": 2}).problems) == 2
     file = run / "student" / "adapter_model.safetensors"
-    save_file({name: tensor * math.nan for name, tensor in load_file(file).items()}, file)
+    save_file({name: tensor + math.inf for name, tensor in load_file(file).items()}, file)
     with pytest.raises(ConfigError, match="the adapter ps holds NaN or infinity"):
         soar.evaluate(None, bare, adapters, recipe=str(run), quiet=True)
     manifest["config"]["problems"]["source"] = str(bare)
