@@ -16,7 +16,7 @@ from tables import cases
 
 from soar.cli import main
 from soar.config import HARMLESS, Config, flat
-from soar.files import write_atomic, write_json
+from soar.files import check_place, write_atomic, write_json
 from soar.run import folder as review
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, RunFolderError, examine, recorded_config
@@ -231,8 +231,10 @@ def test_a_damaged_line_of_evidence_is_made_again_and_of_the_metrics_refused(tmp
 
 def test_a_device_is_written_and_not_replaced(monkeypatch, capfdbinary):
     monkeypatch.setattr(os, "replace", lambda *paths: pytest.fail(f"{paths[1]} would be replaced"))
-    write_atomic(Path("/dev/stdout"), b"page")
-    assert capfdbinary.readouterr().out == b"page"
+    for path in (Path("/dev/stdout"), Path("/dev/fd/1")):
+        check_place(path)
+        write_atomic(path, b"page")
+        assert capfdbinary.readouterr().out == b"page"
 
 
 def test_everything_is_on_disk_before_a_checkpoint_gets_its_number(tmp_path, monkeypatch):

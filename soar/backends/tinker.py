@@ -139,9 +139,8 @@ class TinkerBackbone(Backbone):
         if isinstance(stack, LiveStack):
             return stack.slots
         if stack.kind != "tinker":
-            raise ConfigError(
-                'backend.kind = "tinker" takes no adapter from a file; use backend.kind = "native" for it'
-            )
+            found = 'backend.kind = "tinker" takes no adapter from a file'
+            raise ConfigError(f'{found}; use backend.kind = "native" for it')
         held = {slot.path: slot for slot in self.alive if not slot.moved}
         paths = [bytes(row).rstrip(b"\0").decode() for row in stack.tensors["path"].tolist()]
         return [held.setdefault(path, Slot(path)) for path in paths]

@@ -101,18 +101,21 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
 
 
 def _try(backbone: Backbone) -> None:
-    """One token as in sampling, with adapters of zeros that take no room. Raises ConfigError for a model whose code wants a
-    cache of its own (vLLM has one), or reaches past a layer for its weight."""
+    """One token as in sampling (as in training, where vLLM samples), with adapters of zeros that take no room. Raises
+    ConfigError for a model whose code wants a cache of its own, or reaches past a layer for its weight."""
     config, one = backbone.config, torch.ones(1, 1, dtype=torch.long, device=backbone.device)
     zero, tensors = torch.zeros(1, device=backbone.device), dict[str, torch.Tensor]()
     for name, layer in backbone.layers.items():
         delta = zero.expand(1, layer.base.in_features, layer.base.out_features)
         tensors |= {f"{name}.delta": delta, f"{name}.A": delta[..., :1], f"{name}.B": delta[:, :1]}
-    cache = None if config.sampler == "vllm" else DynamicCache(config=backbone.model.config)
     try:
         # where gradients could be taken, a layer's full weight is not kept until the end
         with torch.set_grad_enabled(config.adapter == "full"), backbone.use(AdapterStack(config.adapter, tensors)):
-            next_logits(backbone, one * min(backbone.end_ids), one, one - 1, cache)
+            if config.sampler == "vllm":
+                backbone.model(input_ids=one * min(backbone.end_ids), use_cache=False)
+            else:
+                cache = DynamicCache(config=backbone.model.config)
+                next_logits(backbone, one * min(backbone.end_ids), one, one - 1, cache)
     except Exception as error:
         if is_out_of_memory(error) or "CUDA error" in str(error):
             raise
