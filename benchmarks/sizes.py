@@ -2,7 +2,7 @@
 
     python benchmarks/sizes.py
 
-128 screened problems, Hard-Only and SOAR with 32 million generated tokens each, and ASSUMED in place of what the command
+128 screened problems, all arms with 32 million generated tokens each, and ASSUMED in place of what the command
 assumes. The rates are measured ones (`soar.plan.forecast.TABLE`).
 """
 
@@ -25,7 +25,7 @@ MODELS = {  # recipe -> model, values that the cache keeps of a token (layers x 
 def table() -> list[str]:
     """Lines of the table."""
     lines = [
-        "| recipe, model | weights, cache of a step's rows | 8 M tokens of one arm | one outer step | Hard-Only and SOAR |",
+        "| recipe, model | weights, cache of a step's rows | 8 M tokens of one arm | one outer step | all arms |",
         "|---|---|---|---|---|",
     ]
     for recipe, (model, values) in MODELS.items():

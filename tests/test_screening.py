@@ -310,9 +310,12 @@ def test_words_for_what_plain_rl_sees():
     config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
     assert what_fits(0.9, config).startswith("try first: harder problems")
     budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"
-    assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget}"
-    assert what_fits(0.001, config, 31).startswith("try first: ps and pq of SOAR: ")
-    easier = "try first: solvable (the easier candidates first), beside ps and pq"
+    why = "(why: docs/results/maths.md)"
+    assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget} {why}"
+    assert what_fits(0.001, config, 31).startswith(
+        "try first: base_t (its own questions without a search), then SOAR: "
+    )
+    easier = "try first: solvable (the easier candidates first), beside base_t"
     assert what_fits(0.001, config, 32).startswith(easier)
 
 
