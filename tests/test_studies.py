@@ -231,7 +231,7 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     text = page.partition("```toml\n")[2].partition("```")[0].replace("recipe.toml", "tiny")
     every = cells(toy(tmp_path, text), tmp_path / "out", [])
     found = [(cell.name, cell.config.arms.run[-1]) for cell in every[2:4]]
-    assert found == [("rl-seed2", "hard_only"), ("soar-seed0", "pq")]
+    assert found == [("plain-seed2", "base_t"), ("soar-seed0", "pq")]
     shared, leaders = cells(toy(tmp_path), tmp_path / "\U0001f600", []), [None, None]
     leaders += [tmp_path / "\U0001f600" / "cells" / f"grounded-seed{s}" for s in (0, 1)]
     assert [cell.shares for cell in shared] == leaders
