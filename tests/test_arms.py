@@ -115,9 +115,10 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):
 def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10 (votes)."""
     hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
-    right = [f"{48 + i} {49 + i}" for i in range(5)]
+    right, calls = [f"{48 + i} {49 + i}" for i in range(5)], list[int]()
 
     def answers(prompts: list[str], attempts: int) -> list[str]:
+        calls.append(attempts)
         if attempts == arms.VARIANT_TEXTS:
             assert prompts == [f"<bos><ask> 4{i} c+8" for i in range(5)]
             return [f" d+1 <ans> {answer}" for answer in right for _ in range(attempts)]
@@ -132,8 +133,10 @@ def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     assert questions("variants", env, settings_of("arms.questions=1"), **given) == kept[:1]
     voted = questions("variants", env, settings_of("teacher.votes=10", "teacher.agreement=0.7"), **given)
     assert [(p.answer, p.agreement) for p in voted] == [("00", 0.8), ("00", 0.7), ("50 51", 0.7), ("51 52", 0.8)]
+    monkeypatch.setattr(arms, "VARIANT_ROUNDS", 2)
     with pytest.raises(arms.NothingLeft, match="no variant was solved"):
         questions("variants", env, settings_of("teacher.votes=10", "teacher.agreement=0.9"), **given)
+    assert calls[-3:] == [arms.VARIANT_TEXTS, 10, arms.VARIANT_TEXTS], "a question is voted on once"
 
 
 def test_solvable_problems_are_those_between_and_not_held_out(env):

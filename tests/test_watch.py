@@ -82,6 +82,8 @@ def test_a_paused_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     watch.follow(folder, Console(file=out, width=60, height=30, force_terminal=True), 0.01)
     assert "mine: at work" in out.getvalue() and "mine: finished" in out.getvalue() and "\x1b[" in out.getvalue()
+    watch.follow(folder, Console(file=(once := io.StringIO()), width=100), 1000.0)
+    assert once.getvalue().count("mine: finished") == 1
 
 
 def test_foreign_text_cannot_command_the_terminal(run, tmp_path):
