@@ -70,9 +70,8 @@ def test_a_chat_template_gets_the_options(tmp_path):
         load_backbone(ModelConfig(path=str(folder), device="cpu", template_options={"think": False, "thnk": False}))
     dated = "\n{{ strftime_now(format='%d %b %Y, %A %-d %B %H:%M') }} {{ messages[0].content }}"
     for own, options in ((dated, {}), ("{{ messages }}", {"chat_template": dated, "continue_final_message": False})):
-        tokenizer = load_backbone(
-            ModelConfig(path=str(save_tiny(tmp_path / "dated", own)), device="cpu", template_options=options)
-        ).tokenizer
+        folder = str(save_tiny(tmp_path / "dated", own))
+        tokenizer = load_backbone(ModelConfig(path=folder, device="cpu", template_options=options)).tokenizer
         said = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
         assert said == "\n01 Jan 2026, Thursday 1 January 00:00 a", "the same day whenever a run goes on"
     (tokenizer := tiny_tokenizer()).chat_template = {"one": dated, "two": dated}
@@ -123,9 +122,8 @@ def test_families_of_2026_sample_and_train(name, reason, settings):
 
 @pytest.mark.parametrize(("name", "said", "settings"), cases("load", "refused"))
 def test_a_family_that_cannot_be_served_is_refused_by_name(name, said, settings, tmp_path):
-    AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**SIZES | settings)).save_pretrained(
-        tmp_path
-    )
+    config = getattr(transformers, f"{name}Config")(**SIZES | settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     for adapter in ("lora", "full"):
         with pytest.raises(ConfigError, match=rf"{name}ForCausalLM does not take .*{said}.*; leave layers out \("):
@@ -138,8 +136,7 @@ def test_the_trial_of_a_model_takes_no_room_and_leaves_a_lost_gpu_its_name(tmp_p
     room, real = list[int](), AdapterStack.apply
 
     def apply(stack: AdapterStack, *given: Any) -> torch.Tensor:
-        held = [tensor.untyped_storage().nbytes() for tensor in (*stack.tensors.values(), *stack._merged.values())]
-        room.append(max(held))
+        room.append(max(t.untyped_storage().nbytes() for t in (*stack.tensors.values(), *stack._merged.values())))
         return real(stack, *given)
 
     monkeypatch.setattr(AdapterStack, "apply", apply)

@@ -236,9 +236,8 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     leaders += [tmp_path / "\U0001f600" / "cells" / f"grounded-seed{s}" for s in (0, 1)]
     assert [cell.shares for cell in shared] == leaders
     assert [cell.config.screen.from_run for cell in shared] == ["" if x is None else str(x) for x in leaders]
-    with pytest.raises(
-        ConfigError, match=r"no --model given: the recipe 'small-1gpu' leaves it to you; .* --set model\.path="
-    ):
+    unnamed = r"no --model given: the recipe 'small-1gpu' leaves it to you; .* --set model\.path="
+    with pytest.raises(ConfigError, match=unnamed):
         cells(toy(tmp_path, 'recipe = "small-1gpu"\n' + TOY), tmp_path / "out", [])
     with pytest.raises(ConfigError, match=r"teacher\.reward = 'luck'"):
         run_study(toy(tmp_path, TOY.replace("=learnability", "=luck")), tmp_path / "bad", list(TINY))
@@ -274,9 +273,8 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     (cell,) = cells(read_study(str(tmp_path / "one.toml")), tmp_path / "out", [])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
     failed = study_room.run_in_process(StopRequest(), False, cell._replace(overrides=(*cell.overrides, "seed=4")), 1)
-    said = (
-        f"soar: {cell.folder} was begun with another config; these keys decide results and cannot change on --resume:"
-    )
+    decide = "these keys decide results and cannot change on --resume:"
+    said = f"soar: {cell.folder} was begun with another config; {decide}"
     assert failed is not None and failed.startswith(f"exit code 1: {said}   seed: 3 -> 4 (see ")
     assert f"{said}\n  seed: 3 -> 4" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
     (cell.folder / "summary.json").unlink()
