@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from test_kill import CHANGES
 
 from soar.config import ModelConfig, OptimizerConfig, SamplingConfig
-from soar.engine import kernels
+from soar.engine import graphs, kernels
 from soar.engine.attention import Packed
 from soar.engine.load import fuse
 from soar.engine.policy import AdapterStack, Backbone
@@ -40,8 +40,8 @@ def draw(backbone: Backbone, stack: AdapterStack, static: bool) -> Rollouts:
     sampling = SamplingConfig(max_tokens=STEPS, temperature=0.8)
     found = sampler.sample(stack, Request([prompts[:3], prompts[3:]], 6, [[1, 2, 3], [4, 5, 6]], sampling))
     if static:
-        graphs = [program.graph for program in sampler.decoder.programs.values() if program.graph is not None]
-        assert graphs and all(graphs)  # every program that stepped was captured
+        captured = [program.graph for program in sampler.decoder.programs.values() if program.graph is not None]
+        assert captured and all(captured)  # every program that stepped was captured
     return found
 
 
@@ -57,6 +57,15 @@ def test_captured_steps_draw_the_tokens_of_the_cpu(name):
     assert sum(a == b for a, b, _ in pairs) >= 0.9 * len(pairs)
     assert sum(a == c for a, _, c in pairs) >= 0.9 * len(pairs)
     print(f"{name}: {sum(a == b == c for a, b, c in pairs)} of {len(pairs)} rows equal on all three ways")
+
+
+def test_captured_lanes_draw_the_tokens_of_a_growing_cache(monkeypatch):
+    """As narrow and as often as can be, so that policies take several lanes, one, and none."""
+    monkeypatch.setattr(graphs, "NARROWEST", 1)
+    monkeypatch.setattr(graphs, "SPARED", 1)
+    gpu, stack = backbone_on("cuda"), random_stack(backbone_on("cpu"), 2).to("cuda")
+    pairs = list(zip(rows_of(draw(gpu, stack, True)), rows_of(draw(gpu, stack, False)), strict=True))
+    assert sum(a == b for a, b in pairs) >= 0.9 * len(pairs)
 
 
 def test_neighbours_change_few_rows_in_bfloat16():
