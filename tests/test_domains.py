@@ -76,7 +76,7 @@ def test_a_random_model_runs_to_the_end(tmp_path, capsys):
     assert main(["run", *place, "--out", str(out), "--quiet", *small_sets({})]) == 0, capsys.readouterr().err
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["outer_steps"], summary["promotions"]) == (2, 2)
-    assert list(summary["arms"]) == ["base", "hard_only", "ps", "pq"]
+    assert list(summary["arms"]) == ["base", "hard_only", "base_t", "ps", "pq"]
     assert all(set(row["answer"]) & set("358") for row in read_jsonl(out / "questions.jsonl"))
     assert [row["failed_students"] for row in events(out, "outer_step")] == [0, 0]
     for row in read_jsonl(out / "pq.jsonl"):
