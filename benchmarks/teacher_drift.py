@@ -1,10 +1,12 @@
-"""What the teachers of a study on an embedded world asked, step by step.
+"""What the teachers of a study, or of one run, on an embedded world asked, step by step.
 
     python benchmarks/teacher_drift.py studies/teachers [--steps 0 4 9 14 19]
+    python benchmarks/teacher_drift.py runs/demo --steps 0 3 7
 
 For every variant, over its seeds: the share of useful questions (the hard set's topic, with its rare skill), how many of
 those have the right answer, the share of ill-posed texts, and the share of different questions. Read from the cells'
-questions.jsonl and judged by the world's oracle. Below each row the commonest first words of the last step.
+questions.jsonl and judged by the world's oracle. Below each row the commonest first words of the last step; of one run also
+the questions that its arms trained on.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, floa
 
 
 def cells_of(folder: Path) -> dict[str, list[Path]]:
-    """Variant -> its cells that have written questions."""
-    found: dict[str, list[Path]] = {}
+    """Variant -> its cells that have written questions; of a run folder itself."""
+    found = {folder.name: [folder]} if (folder / "questions.jsonl").is_file() else dict[str, list[Path]]()
     for path in sorted(folder.glob("cells/*-seed*/questions.jsonl")):
         found.setdefault(path.parent.name.rpartition("-seed")[0], []).append(path.parent)
     return found
@@ -57,6 +59,10 @@ def main() -> None:
             )
         print(line)
         print(f"{'':14s}" + ", ".join(f"{word} {100 * count / len(last):.0f} %" for word, count in words), flush=True)
+        for path in sorted(arguments.folder.glob("arms/*/questions.jsonl")):
+            useful = [row for row in read_jsonl(path)[0] if world.difficulty(row["question"])]
+            right = sum(world.solve(row["question"]) == row["answer"] for row in useful)
+            print(f"{path.parent.name}: {len(useful)} useful, {right} of them with a right answer")
 
 
 if __name__ == "__main__":

@@ -165,10 +165,14 @@ class StaticDecoder:
             made = {n: t.new_empty(most, *t.shape[1:], dtype=self.backbone.dtype) for n, t in stack.tensors.items()}
             self.programs.clear()
             lanes = self.lanes = AdapterStack(stack.kind, made, stack.scale)
-        index_L = torch.tensor(of_L, device=self.backbone.device)
         held = {name: tensor[: len(of_L)] for name, tensor in lanes.tensors.items()}
-        for name, tensor in held.items():
-            tensor.copy_(stack.tensors[name].detach().index_select(0, index_L))
+        given = [stack.tensors[name].detach() for name in held]
+        if of_L == list(range(stack.policies)):  # at the beginning of every batch: in few launches
+            torch._foreach_copy_(list(held.values()), given)
+        else:
+            index_L = torch.tensor(of_L, device=self.backbone.device)
+            for tensor, values in zip(held.values(), given, strict=True):
+                tensor.copy_(values.index_select(0, index_L))
         return AdapterStack(stack.kind, held, stack.scale)
 
     def reserve(self, tokens: int, states: list[Tensor]) -> None:

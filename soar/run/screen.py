@@ -90,9 +90,8 @@ def what_fits(rate: float, config: Config, easier: int = 0) -> str:
     if rate > 0.5:
         return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
     first = "solvable (the easier candidates first), beside " if easier >= FEW_SOLVABLE else ""
-    arm = (
-        "plain RL, the arm hard_only" if step >= 1 else f"{first}base_t (its own questions without a search), then SOAR"
-    )
+    own = f"{first}base_t (its own questions without a search), then SOAR"
+    arm = "plain RL, the arm hard_only" if step >= 1 else own
     expected = f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct"
     return f"try first: {arm}: in the planned budget {expected}, {step:.2g} a step (why: docs/results/maths.md)"
 
