@@ -1,4 +1,4 @@
-"""The figures of docs/results/maths.md from the counts beside it: SOAR's runs, four kill tests, the questions.
+"""The figures of docs/results/maths.md and maths-first-runs.md from the counts beside them.
 
 python benchmarks/maths.py [docs/results]                         prints them
 python benchmarks/maths.py --hard POOL.jsonl FILE.jsonl           writes the hard problems of the study, with their texts
