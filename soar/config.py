@@ -210,7 +210,7 @@ class ArmsConfig(Section):
     pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
     prompts_per_step: int = Field(0, ge=0)  # in one RLOO step of an arm; 0: the student's
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
-    questions: int = Field(128, ge=1)  # N of base_t, teacher_t and real; at most so many of variants
+    questions: int = Field(128, ge=1)  # N of base_t, teacher_t, real; most variants, of half of arms.tokens
     hint_tokens: int = Field(256, ge=1)  # of a hint of the arm hinted, which the base model writes
     real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
     pq_from: str = ""  # run folder or file of promotion questions; "": this run's

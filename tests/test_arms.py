@@ -1,6 +1,7 @@
 """The arms: where their questions come from, their budget, what they train on, and how they report."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -113,17 +114,18 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):
 
 
 def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
-    """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10 (votes)."""
+    """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10 (votes). The
+    last time half of arms.tokens has room for two problems, then for one until it is full."""
     hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
-    right, calls = [f"{48 + i} {49 + i}" for i in range(5)], list[int]()
+    right, calls, shown = [f"{48 + i} {49 + i}" for i in range(5)], list[int](), list[list[int]]()
 
     def answers(prompts: list[str], attempts: int) -> list[str]:
         calls.append(attempts)
+        asked = [int(re.search(r"4(\d) c\+8", prompt)[1]) for prompt in prompts]
         if attempts == arms.VARIANT_TEXTS:
-            assert prompts == [f"<bos><ask> 4{i} c+8" for i in range(5)]
-            return [f" d+1 <ans> {answer}" for answer in right for _ in range(attempts)]
-        solved = zip(right, (2, 3, 7, 8), strict=False)
-        return [f"<ans> {answer if n < times else '00'}" for answer, times in solved for n in range(attempts)]
+            shown.append(asked)
+            return [f" d+1 <ans> {right[i]}" for i in asked for _ in range(attempts)]
+        return [f"<ans> {right[i] if n < (2, 3, 7, 8)[i] else '00'}" for i in asked for n in range(attempts)]
 
     monkeypatch.setattr(env, "sampler", Says(env.backbone, answers))
     monkeypatch.setattr(arms, "VARIANT_ROUNDS", 1)
@@ -137,6 +139,12 @@ def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     with pytest.raises(arms.NothingLeft, match="no variant was solved"):
         questions("variants", env, settings_of("teacher.votes=10", "teacher.agreement=0.9"), **given)
     assert calls[-3:] == [arms.VARIANT_TEXTS, 10, arms.VARIANT_TEXTS], "a question is voted on once"
+    assert shown == [[0, 1, 2, 3, 4]] * len(shown)
+    shown.clear()
+    said, most = list[str](), arms.VARIANT_TEXTS * (16 + 10 * 10)
+    assert questions("variants", env, settings_of(f"arms.tokens={4 * most}", *BRIEF), said, **given) == kept
+    assert shown == [[0, 1], [2], [3], [4], [0], [1], [2]]
+    assert said[-1] == f"variants: 2 questions; half of arms.tokens = {4 * most} has no room for more"
 
 
 def test_solvable_problems_are_those_between_and_not_held_out(env):
@@ -187,7 +195,7 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     assert f"{len(curves)} hinted" in [row["message"] for row in events(tmp_path / "run", "alarm")]
     left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
     assert list(left["arms"]) == ["base"]
-    assert "took all of arms.tokens = 10" in events(tmp_path / "short", "alarm")[-1]["message"]
+    assert "preparation (0) took all of arms.tokens = 10; raise" in events(tmp_path / "short", "alarm")[-1]["message"]
 
 
 def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path):

@@ -157,7 +157,8 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
 
     The base model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
     answer; with teacher.votes their vote decides, as over a teacher's questions. A prompt without turns can only be
-    continued: the variant begins as the problem does.
+    continued: the variant begins as the problem does. Half of arms.tokens at most is spent: no more problems are shown at
+    once than what is left of it has room for.
     """
     fmt, sampling, kept, labels = env.fmt, config.teacher.sampling, dict[str, Problem](), dict[str, Outcome]()
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
@@ -170,29 +171,40 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
         shape = replace(fmt, teacher_template=head + " {subject}"[head.endswith("\n") :], teacher_prefill="")
     prompts = {key: shape.teacher_ids(env.backbone.tokenizer, text) for key, text in shown.items()}
     prompts = {key: ids for key, ids in prompts.items() if len(ids) + sampling.max_tokens <= env.backbone.context}
-    for turn in range(VARIANT_ROUNDS if prompts else 0):
+    tries, budget = config.teacher.votes or VARIANT_ATTEMPTS, config.arms.tokens
+    most = VARIANT_TEXTS * (sampling.max_tokens + tries * config.student.sampling.max_tokens)  # tokens of one problem
+    due, spent, turn, full = list(prompts) * VARIANT_ROUNDS, 0, 0, ""
+    while due and len(kept) < config.arms.questions:
+        count = min(len(prompts), (budget // 2 - spent) // most) if budget else len(prompts)
+        if count < 1:
+            full = f"; half of arms.tokens = {budget} has no room for more"
+            material.say(f"variants: {len(kept)} questions{full}")
+            break
+        keys, due = due[:count], due[count:]
         seed = seeds.derive(config.seed, "arm", "variants", turn, "text")
-        seed_Q = [seeds.derive(seed, key) for key in prompts]
-        rollouts = env.sampler.sample(None, Request([list(prompts.values())], VARIANT_TEXTS, [seed_Q], sampling))
+        seed_Q = [seeds.derive(seed, key) for key in keys]
+        asked_Q = [prompts[key] for key in keys]
+        rollouts = env.sampler.sample(None, Request([asked_Q], VARIANT_TEXTS, [seed_Q], sampling))
         texts = rollouts.texts(env.backbone)
         if not fmt.turns:
-            heads = (shown[key] for key in prompts for _ in range(VARIANT_TEXTS))
+            heads = (shown[key] for key in keys for _ in range(VARIANT_TEXTS))
             texts = [head + text for head, text in zip(heads, texts, strict=True)]
         written = read_pairs(env, config, texts, rollouts.ended_B.tolist())
         fresh = {p.question: p for p in written if isinstance(p, Problem) and p.question not in kept}
         tried = not_held_out("variants", material, list(fresh.values()))
         seed = seeds.derive(config.seed, "arm", "variants", turn, "attempts")
         if config.teacher.votes:
-            outcomes, _ = vote(env, config, [*tried], seed, labels)
+            outcomes, tokens = vote(env, config, [*tried], seed, labels)
             kept |= {p.question: p for p in outcomes if isinstance(p, Problem)}
+            spent += tokens
         elif tried:
             batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [seed], config.student.sampling)
+            spent += batch.tokens
             rates = zip(tried, success_rates(batch), strict=True)
             kept |= {p.question: p for p, rate in rates if rate is not None and 0.3 <= rate <= 0.7}
-        if len(kept) >= config.arms.questions:
-            break
+        spent, turn = spent + int(rollouts.length_B.sum()), turn + 1
     if not kept:
-        raise NothingLeft("no variant was solved at the rates that are kept")
+        raise NothingLeft(f"no variant was solved at the rates that are kept{full}")
     return list(kept.values())[: config.arms.questions]
 
 

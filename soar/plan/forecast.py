@@ -138,6 +138,7 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
     written = _written(arms.questions, config.teacher.votes, a)[1] * (arm in WRITTEN_BY_TEACHER)
     rollouts = float(config.arm_steps(arm, spent) * config.arm_prompts * student.attempts)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
+        written = min(written, arms.tokens / 2) if arm == "variants" else written
         search = config.uses_search(arm) * sum(work.sampled for work in loop)
         rollouts = max(0.0, arms.tokens - written - search) / each
     return Work("arms", arm, rollouts, rollouts * each + written, rollouts * (PROMPT + each), kl)

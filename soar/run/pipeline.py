@@ -296,8 +296,9 @@ class Run:
             write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
         budget, search, took = config.arms.tokens, self._search_tokens(arm), self.meter.tokens - before
         if 0 < budget <= search + took:
-            advice = "raise it or lower teacher.steps"
-            raise arms.NothingLeft(f"its search and preparation took all of arms.tokens = {budget}; {advice}")
+            advice = "raise it, or lower teacher.steps, arms.questions or arms.hint_tokens"
+            spent = f"its search ({search} tokens) and preparation ({took}) took all of arms.tokens = {budget}"
+            raise arms.NothingLeft(f"{spent}; {advice}")
         if arm in self.state.arm_tokens:
             self.meter.tokens = before  # counted before this run was resumed
         self.state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
