@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from loop_helpers import read_jsonl
 from rich.console import Console
 from tables import write_json, write_jsonl
@@ -69,13 +70,23 @@ def test_the_view_of_a_running_run(tmp_path):
     ]
 
 
-def test_a_paused_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
+def test_a_paused_or_killed_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
     folder, out = begin(tmp_path), io.StringIO()
     paused = {"reason": "limits.max_hours = 8 reached", "resume": "soar run --out mine --resume"}
     write_json(folder / "paused.json", paused)
     watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
     assert out.getvalue().count(f"paused: {paused['reason']}\n") == 1
     assert out.getvalue().endswith(f"continue with: {paused['resume']}\n12 of 40 candidates are hard\n")
+    (folder / "paused.json").unlink()
+    write_json(folder / "now.json", {"task": "outer loop", "done": 2, "total": 10, "left": 1200.0})
+    with FileLock(folder / ".lock"):
+        assert lines_of(folder)[0] == "mine: at work, last written 3.0 s ago"
+    watch.follow(folder, Console(file=(out := io.StringIO()), width=300), 1000.0)  # its process was killed
+    head, said, again, *_ = out.getvalue().splitlines()
+    assert head.startswith("mine: stopped, last written ") and said.endswith("it was killed, or ended with an error")
+    assert again == f"continue with: soar run --out {folder} --resume" and "outer loop" not in out.getvalue()
+    write_json(folder / "screen.json", {})
+    assert lines_of(folder)[0] == "mine: finished"
     folder, out = begin(tmp_path / "live"), io.StringIO()
     add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))
     monkeypatch.setattr(watch.time, "sleep", lambda s: write_json(folder / "summary.json", {"arms": {}}))

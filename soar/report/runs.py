@@ -4,10 +4,12 @@ A reader never fails on what it finds: a missing file, half a last line or a val
 `Run.notes`. `summary_of` makes summary.json from the events of a run and its config, and the wall times.
 """
 
+import fcntl
 import math
 import os
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -48,7 +50,7 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says. Lists are in file order."""
+    """What a run folder says. Lists are in file order. held: by the process that works in it, as far as can be seen."""
 
     path: Path
     manifest: Row = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     paused: Row = field(default_factory=dict)
     now: Row = field(default_factory=dict)
+    held: bool = True
 
     @property
     def name(self) -> str:
@@ -78,6 +81,13 @@ class Run:
     @property
     def finished(self) -> bool:
         return bool(self.summary)
+
+    @property
+    def state(self) -> str:
+        """`finished`, `paused`, `at work` or, where its process is gone without a word, `stopped`."""
+        if self.finished or (self.path / "screen.json").is_file():  # the last but one file of a screening
+            return "finished"
+        return "paused" if self.paused else "at work" if self.held else "stopped"
 
     @property
     def steps(self) -> list[Row]:
@@ -164,6 +174,14 @@ def changed_after_run(run_dir: Path, name: str) -> bool:
     return recorded is not None and (run_dir / name).is_file() and sha256_of(run_dir / name) != recorded
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process works in a run folder; True as well where its disk does not tell."""
+    with suppress(OSError), open(folder / ".lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, for RunFolder asks more than once
+        return False
+    return True
+
+
 def read_run(run_dir: Path) -> Run:
     """Read a run folder. Raises ReportError when it has neither manifest.json nor metrics.jsonl."""
     if not (run_dir / "manifest.json").is_file() and not (run_dir / "metrics.jsonl").is_file():
@@ -178,14 +196,15 @@ def read_run(run_dir: Path) -> Run:
             notes.extend(remarks)  # which of the others must be there, soar doctor knows
         return value
 
-    # The summary before the events: a run that is over has written them all.
+    # The lock before the summary, that before the events: a run that is over has written them all.
+    held = is_held(run_dir)
     parts = {name: content(f"{name}.json") for name in ("manifest", "summary", "paused", "now")}
     events: dict[str, list[Row]] = {}
     for row in content("metrics.jsonl"):
         events.setdefault(str(row.get("event")), []).append(row)
     lists = ("questions", "pq", "rollouts", "hard_train", "hard_test")
     parts |= {name: content(f"{name.replace('_', '/')}.jsonl") for name in lists}
-    return Run(run_dir, events=events, notes=notes, **parts)
+    return Run(run_dir, events=events, notes=notes, held=held, **parts)
 
 
 def summary_of(rows: Sequence[Row], config: Config, wall_seconds: dict[str, float]) -> Row:

@@ -241,7 +241,7 @@ def why_nothing(run: Run) -> list[str]:
 
 def now_line(run: Run) -> str:
     """What a run at work is doing and how long that still takes, as it noted itself; else nothing."""
-    if run.finished or run.paused or not run.now:
+    if run.state != "at work" or not run.now:
         return ""
     line = f"{run.now.get('task')}: {whole(run.now.get('done'))} of {whole(run.now.get('total'))}"
     return line if number(run.now.get("left")) is None else f"{line}, about {duration(run.now['left'])} left"

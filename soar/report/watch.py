@@ -5,6 +5,7 @@ model or a foreign folder says stays as it is until `terminal_text`.
 """
 
 import secrets
+import shlex
 import threading
 import time
 from collections import Counter
@@ -53,7 +54,7 @@ def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118
 
 def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     """The view as (text, style), top to bottom. age: seconds since metrics.jsonl was written, 0: not shown."""
-    shown: dict[str, Any] = {"state": "finished" if run.finished else "paused" if run.paused else "at work"}
+    shown: dict[str, Any] = {"folder": shlex.quote(str(run.path))}
     if run.steps:
         step = run.steps[-1]["step"]
         events = [run.steps[-1], *(event for event in run.promotions if event["step"] == step)]
@@ -70,7 +71,7 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
 
 
 def follow(path: Path, console: Console, every: float = 2.0, once: bool = False) -> None:
-    """Show a run until it is finished or paused: a live view on a terminal, elsewhere the view now and at the end.
+    """Show a run for as long as it is at work: a live view on a terminal, elsewhere the view now and at the end.
 
     Reading takes a fiftieth of the time at most. Raises ReportError when `path` holds no run.
     """
@@ -81,11 +82,11 @@ def follow(path: Path, console: Console, every: float = 2.0, once: bool = False)
         age = max(0.0, time.time() - metrics.stat().st_mtime) if metrics.is_file() else 0.0
         return Group(*(terminal_text(text, console, style) for text, style in view_lines(run, age)))
 
-    if not (console.is_terminal or once or run.finished or run.paused):
+    if run.state == "at work" and not (console.is_terminal or once):
         console.print(view())
     with Live(view(), console=console, auto_refresh=False) as live:
         live.refresh()
-        while not (once or run.finished or run.paused):
+        while run.state == "at work" and not once:
             time.sleep(max(every, 50 * (time.monotonic() - began)))
             began = time.monotonic()
             run = read_run(path)
@@ -108,7 +109,7 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     def page(turn: float) -> tuple[bytes, dict[str, str]]:
         """The page and its own headers, drawn once for everybody who asks in a turn of FRESH_SECONDS."""
         run = read_run(path)
-        refresh = {} if run.finished or run.paused else {"Refresh": f"{FRESH_SECONDS}"}
+        refresh = {"Refresh": f"{FRESH_SECONDS}"} if run.state == "at work" else {}
         return pages.render("report.html", pages.content(run)).encode(), refresh
 
     class Handler(BaseHTTPRequestHandler):

@@ -125,7 +125,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         with files.storage_errors(path, "Choose another --out, or permit writing there"):
             path.mkdir(parents=True, exist_ok=True)
             try:  # the lock is the system's own (flock), so that of a process that died is free
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=0.2)  # a reader that looks whether it is held holds it for an instant
             except (Timeout, NotImplementedError) as error:
                 busy = isinstance(error, Timeout)
                 why = "in use by another process; wait for it" if busy else f"on a disk without locks: {error};"
