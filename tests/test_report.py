@@ -348,7 +348,10 @@ def test_damaged_files_are_named(tiny_run, tmp_path):
     kept = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:5]  # the second promotion is not there
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*kept, '{"event": "outer_step", "st']))
     text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
-    assert "Now: <b>loop: 7 of 9, about 0:01:01 left." in text
+    assert "Stopped: no process holds the folder any more." in text and "Now:" not in text
+    (tmp_path / "run" / ".lock").unlink()  # nobody knows
+    text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
+    assert "Now: <b>loop: 7 of 9, about 0:01:01 left." in text and "Stopped:" not in text
     assert "Unfinished: 2 outer steps and 1 promotion so far; nothing was measured" in text
     assert "metrics.jsonl:6: the last line is not complete" in text
 
