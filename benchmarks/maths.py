@@ -32,7 +32,8 @@ HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, an
 VARIANTS = {"soar": "", "untrained": "select_only_", "cheaper": "", "written": "as_written_", "kl": "kl_"}
 COMPARED = [("pq", "hard_only"), ("ps", "hard_only"), ("pq", "select_only_pq"), ("ps", "select_only_ps"),
             ("select_only_pq", "hard_only"), ("hard_only", "base"), ("pq", "base_t"), ("base_t", "hard_only"),
-            ("base_t", "as_written_base_t")]  # fmt: skip
+            ("hard_only_128", "hard_only"), ("hinted", "hard_only"),
+            ("kl_base_t", "base_t"), ("base_t", "as_written_base_t")]  # fmt: skip
 PRIMARY = ("pq", "hard_only", "32")
 
 
@@ -179,6 +180,8 @@ def with_votes(folder: Path) -> None:
         pairs = [(lengths[arm][s], n) for arm in group for s, n in solved.get(arm, {}).items()]
         print(f"  {name}, {len(pairs)} readings: r {pearsonr(*np.transpose(pairs)).statistic:.2f}")
     reward_twice(events)
+    moved = {row["cell"]: round(row["teacher_kl"], 5) for row in events if row.get("teacher_kl") and row["step"]}
+    print(f"nats a token between the teacher and the base model after one update: {moved}")
     profile = json.loads((folder / "../../benchmarks/results/h200-maths-profile.json").read_text())
     for cell in profile["cells"]:
         at, waits = cell["anywhere_on_the_stack"], cell["innermost_line"]["engine/graphs.py:finish:219"]
