@@ -30,6 +30,7 @@ def test_advantage_is_reward_minus_the_mean_of_the_others():
     valid = torch.tensor([[False, True, False], [False, False, False], [True, True, True]])
     for normalize in (False, True):
         assert torch.equal(leave_one_out(reward, valid, normalize), torch.zeros(3, 3))
+        assert torch.equal(leave_one_out(torch.full((8,), 0.1), None, normalize), torch.zeros(8))  # not -7e-9, -7e-3
     assert torch.equal(leave_one_out(torch.tensor([[7.0]])), torch.zeros(1, 1))
 
 

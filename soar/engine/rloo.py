@@ -7,6 +7,8 @@ probability, the same in every row, drops out; a per-sequence length average wou
 no clipping: every batch is used for exactly one step, so the ratio is 1.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,8 @@ from torch import Tensor
 def leave_one_out(reward_X_N: Tensor, valid_X_N: Tensor | None = None, normalize: bool = False) -> Tensor:
     """Advantage [..., N]: each reward minus the mean of the others of its group (last axis).
 
-    valid: False excludes an entry (its advantage is 0). A group with fewer than two valid entries has advantage 0.
+    valid: False excludes an entry (its advantage is 0). A group whose valid entries are all equal, or fewer than two, has
+    advantage 0.
     normalize divides by the standard deviation of the group's rewards (plus 1e-6); not in the paper.
     """
     valid = torch.ones_like(reward_X_N, dtype=torch.bool) if valid_X_N is None else valid_X_N
@@ -22,7 +25,10 @@ def leave_one_out(reward_X_N: Tensor, valid_X_N: Tensor | None = None, normalize
     count = valid.sum(-1, keepdim=True)
     total = reward.sum(-1, keepdim=True)
     others = (total - reward) / (count - 1).clamp(min=1)
-    advantage = torch.where(valid & (count > 1), reward - others, torch.zeros_like(reward))
+    low = torch.where(valid, reward, math.inf).amin(-1, keepdim=True)
+    high = torch.where(valid, reward, -math.inf).amax(-1, keepdim=True)
+    # Equal rewards leave a remainder of rounding, which a deviation next to nothing would make a signal.
+    advantage = torch.where(valid & (low != high), reward - others, torch.zeros_like(reward))
     if normalize:
         mean = total / count.clamp(min=1)
         squares = torch.where(valid, (reward - mean) ** 2, torch.zeros_like(reward))
