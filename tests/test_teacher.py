@@ -281,7 +281,8 @@ def test_teacher_error_names_reasons_and_last_outputs(env):
         loop.write()
     message = str(caught.value)
     assert "wrote 0 acceptable pairs of 12 in 36 samples (rejected: no_answer 36)" in message
-    assert sampler.said == 36
+    lengths = [len(env.backbone.tokenizer.encode(text, add_special_tokens=False)) + 1 for text in texts]
+    assert sampler.said == 36 and loop.state.spent["teacher"] == 5 * sum(lengths) + lengths[0]
     shown = message.partition("Its last outputs:\n")[2].split("\n")[:5]
     assert all(line.startswith("  '") for line in shown) and len({*shown}) == 5
     assert "\x1b" not in message and "problems.format" in message

@@ -28,7 +28,7 @@ from soar.loop.promotion import decide
 from soar.loop.rewards import DENSE, answer_marks, deal, grounded, intrinsic, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.loop.student import Plan, at_rate, inner_steps, shuffled_passes
-from soar.loop.write import QuestionSets, row_of, teacher_prompt, write_questions
+from soar.loop.write import QuestionSets, TeacherError, row_of, teacher_prompt, write_questions
 from soar.types import Decision, Problem, Trial
 
 Event = dict[str, Any]
@@ -143,7 +143,11 @@ class OuterLoop:
 
     def write(self) -> QuestionSets:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
-        question_sets = write_questions(self.env, self.state.teacher, self.prompt, self.config, self.state.step)
+        try:
+            question_sets = write_questions(self.env, self.state.teacher, self.prompt, self.config, self.state.step)
+        except TeacherError as error:  # after a first step a result, whose arms pay for these texts as well
+            self.state.spent["teacher"] += error.tokens
+            raise
         self.state.spent["teacher"] += question_sets.tokens
         return question_sets
 

@@ -17,7 +17,11 @@ Outcome = Problem | Rejection
 
 
 class TeacherError(UserError):
-    """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs."""
+    """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs. tokens: generated."""
+
+    def __init__(self, message: str, tokens: int = 0) -> None:
+        super().__init__(message)
+        self.tokens = tokens
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def write_questions(
     sampled = attempt = tokens = 0
     while len(accepted) < wanted:
         if sampled >= config.max_tries * wanted:
-            raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
+            raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last), tokens)
         rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
         seed = seeds.derive(run.seed, "teacher", step, attempt)
