@@ -25,7 +25,7 @@ from soar.loop.promotion import decide
 from soar.loop.rewards import learnability, success_rates
 from soar.loop.rollout import RolloutEnv
 from soar.loop.teacher import OuterLoop, new_state
-from soar.loop.write import TeacherError, row_of, teacher_prompt, vote
+from soar.loop.write import TeacherError, row_of, teacher_prompt, up_to_questions, vote
 from soar.problems.domain import load_domain, make_problem
 from soar.problems.pool import VerifierPool
 from soar.report.runs import read_run
@@ -203,6 +203,21 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env):
     assert ["".join(text.split()) for text in said] == ["".join(teacher_text(p).split()) for p in problems]
     assert question_sets.sampled == 24
     assert question_sets.rejected == {"empty": 12}
+
+
+@pytest.mark.parametrize("credit", ["text", "question"])
+def test_written_answers_take_a_gradient_unless_the_credit_is_the_question_s(env, credit):
+    learnt, problems = [], easy_problems(12)
+    for answer in ("1", "2"):
+        texts = [teacher_text(replace(problem, answer=answer)) for problem in problems]
+        loop, _ = writer(env, texts, tiny_config(f"teacher.credit={credit}"))
+        loop.learn(question_sets := loop.write(), [1.0, 0.0, -1.0])
+        learnt.append(loop.state.teacher.digest())
+    assert (learnt[0] == learnt[1]) == (credit == "question")
+    asked = up_to_questions(env.backbone, question_sets).texts(env.backbone)
+    assert [text.split() for text in asked] == [[*p.question.split(), ANSWER_MARK] for p in problems]
+    other = replace(question_sets, problems_G_Q=[[replace(p, question="arranged") for p in problems]])
+    assert torch.equal(up_to_questions(env.backbone, other).length_B, question_sets.rollouts.length_B)
 
 
 @pytest.mark.parametrize(("said", "kept"), cases("teacher", "vote"))

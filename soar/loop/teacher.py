@@ -28,7 +28,7 @@ from soar.loop.promotion import decide
 from soar.loop.rewards import DENSE, answer_marks, deal, grounded, intrinsic, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.loop.student import Plan, at_rate, inner_steps, shuffled_passes
-from soar.loop.write import QuestionSets, TeacherError, row_of, teacher_prompt, write_questions
+from soar.loop.write import QuestionSets, TeacherError, row_of, teacher_prompt, up_to_questions, write_questions
 from soar.types import Decision, Problem, Trial
 
 Event = dict[str, Any]
@@ -236,7 +236,8 @@ class OuterLoop:
         valid_U = torch.tensor([reward is not None for reward in reward_U])
         advantage_U = leave_one_out(values_U, valid_U, config.optimizer.normalize_advantages)
         advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
-        rollouts, lr = question_sets.rollouts, learning_rate(config.optimizer, state.step, config.steps)
+        whole, lr = config.credit == "text", learning_rate(config.optimizer, state.step, config.steps)
+        rollouts = question_sets.rollouts if whole else up_to_questions(self.env.backbone, question_sets)
         stats = update(self.env.backbone, state.optimizer, rollouts, advantage_B, lr, config.sampling)
         values_P = (stats.kl_P, stats.gradient_norm_P, stats.gap_P)
         return {name: value_P[0].item() for name, value_P in zip(figures, values_P, strict=True)}

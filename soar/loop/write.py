@@ -1,11 +1,12 @@
 """The teacher writes: rejection sampling of its texts until every dataset is full."""
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from soar import seeds
 from soar.config import TOO_EASY, Config, ConfigError
-from soar.engine.policy import AdapterStack
+from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Request, Rollouts, join
 from soar.files import Row, clipped
 from soar.loop.parallel import FIRST_GUESS, texts_at_once
@@ -93,6 +94,22 @@ def write_questions(
             kept.append(rollouts.select(rows))
     sets = [accepted[first : first + config.questions] for first in range(0, wanted, config.questions)]
     return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens, shown)
+
+
+def up_to_questions(backbone: Backbone, sets: QuestionSets) -> Rollouts:
+    """The teacher's rollouts up to the token behind each question, which ends it: no gradient for what answers it.
+
+    Whole where a text does not hold its question as it is, since a domain made another of it.
+    """
+    lengths, rollouts = list[int](), sets.rollouts
+    problems = (problem for problems in sets.problems_G_Q for problem in problems)
+    for problem, tokens, length in zip(problems, rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True):
+
+        def is_asked(count: int, tokens: list[int] = tokens, question: str = problem.question) -> bool:
+            return question in backbone.tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False)
+
+        lengths.append(min(bisect_left(range(length + 1), True, key=is_asked) + 1, length))
+    return replace(rollouts, length_B=rollouts.length_B.new_tensor(lengths))
 
 
 def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Outcome]:
