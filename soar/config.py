@@ -44,8 +44,8 @@ class Section(BaseModel):
         """TOML has no null, so `--set model.gguf_file=""` stands for it; `--set evaluate.ks=1,4` is [1, 4]."""
         for key, value in data.items() if isinstance(data, dict) else ():
             default = cls.model_fields[key].default if key in cls.model_fields else ...
-            if default is None and value == "":
-                data = {**data, key: None}
+            if default in (None, {}) and value == "":  # a table would be added to the one that is there
+                data = {**data, key: default}
             elif isinstance(default, tuple) and isinstance(value, str):
                 data = {**data, key: [part.strip() or part for part in value.strip("[]").split(",") if part]}
         return data
@@ -278,7 +278,10 @@ HARMLESS = (
 )  # fmt: skip
 
 # Instead of what a run's config says, where its policies are measured on other problems, which need none of its arms.
-ELSEWHERE = {"problems.question_column": "", "problems.answer_column": "", "problems.limit": 0, "arms.run": []}
+ELSEWHERE = {
+    "problems.question_column": "", "problems.answer_column": "", "problems.revision": "", "problems.split": "train",
+    "problems.options": "", "problems.limit": 0, "arms.run": [],
+}  # fmt: skip
 
 
 class ConfigError(UserError, ValueError):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import code_exercises
 import datasets
@@ -79,16 +80,20 @@ def test_train_is_the_run_of_the_command_line(tiny_run, tmp_path, capsys):
     assert json.loads((run.path / "manifest.json").read_text())["command"] == ["soar.train"]
 
 
-def test_evaluate_gives_the_counts_of_the_run(run):
+def test_evaluate_gives_the_counts_of_the_run(run, monkeypatch):
     """By its config, but for what is about its own problems: their columns and number, arms that need a solver."""
     path, adapters = run / "manifest.json", {"ps": run / "student", "pq": run / "arms" / "pq"}
     manifest = json.loads(path.read_text())
     gone = {"question_column": "gone", "answer_column": "gone", "limit": 1}
+    gone |= {"revision": "gone", "split": "gone", "options": {"gone": 1}}
     manifest["config"]["problems"] |= {"format": "tiny", "verifier": "exact", **gone}
     manifest["config"]["arms"]["run"] = ["base", "pq_correct"]
     path.write_text(json.dumps(manifest))
     bare = Path(shutil.copy(run / "hard" / "test.jsonl", run / "bare.jsonl"))  # no evidence lies beside it
+    monkeypatch.setattr(api, "measure", measured := Mock(wraps=api.measure))
     found = soar.evaluate(None, bare, adapters, recipe=str(run), settings={"arms.run": ["pq_correct"]})
+    asked = measured.call_args.args[0].problems
+    assert (asked.revision, asked.split, asked.options) == (None, "train", {})
     recorded = {event["arm"]: event for event in events(run, "evaluation")}
     assert list(found) == ["base", "ps", "pq"] and len(found.plot()[0].axes[0].lines) == 3
     for name, result in found.items():
