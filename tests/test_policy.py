@@ -80,6 +80,10 @@ def test_adapters_of_other_trainers_have_the_scale_of_peft_and_are_float32_here(
         (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "init_lora_weights": begun}))
         with pytest.raises(ConfigError, match=f"{begun.lower()}' changed the base weights .*weight_conversion"):
             load_adapter(backbone, tmp_path)
+    for other in ({"alora_invocation_tokens": [1, 2]}, {"use_dora": True}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, **other}))
+        with pytest.raises(ConfigError, match=f"an adapter with {next(iter(other))} = .* is no plain LoRA"):
+            load_adapter(backbone, tmp_path)
     for endless in (r"((\w|\.)+)+!", "model" + ".*" * 20 + "!", r"(\w+\.?){9}!"):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "rank_pattern": {endless: 4}}))
         with pytest.raises(ConfigError, match="repeats a group, or more than 3 times; give the layers' names"):

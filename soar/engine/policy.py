@@ -32,6 +32,10 @@ from soar.files import no_file
 DAMAGE = (
     OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, re.error, SafetensorError,
 )  # fmt: skip
+NOT_PLAIN = (  # keys of PEFT's LoraConfig with which A and B alone, added everywhere, are another policy
+    "alora_invocation_tokens", "use_dora", "lora_bias", "kasa_config", "monteclora_config", "velora_config", "use_bdlora",
+    "use_qalora", "arrow_config", "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters",
+)  # fmt: skip
 
 
 @dataclass
@@ -311,6 +315,9 @@ def _read_adapter(backbone: Backbone, folder: Path) -> AdapterStack:
             raise FileNotFoundError(f"{name} is {why}")
     weights = {name: tensor.float() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if (key := next((key for key in NOT_PLAIN if settings.get(key)), None)) is not None:
+        why = "is no plain LoRA and would be read as one; give one without, or merge it into the base model"
+        raise ConfigError(f"{folder}: an adapter with {key} = {settings[key]!r:.40} {why}")
     names = {f"base_model.model.{name}.lora_{part}.weight" for name in backbone.layers for part in "AB"}
     if strange := sorted(set(weights) - names):
         rest = f"{strange[0]} and {len(strange) - 1} more fit no layer that model.target_modules names"
