@@ -228,6 +228,7 @@ def test_counts_by_hand():
     assert voted["base_t"].sampled == 9000 and voted["variants"]._replace(name="base_t") == voted["base_t"]
     voted = works("teacher.votes=8", 'arms.run=["base_t","variants"]', "arms.tokens=3000", "arms.questions=10")
     assert (voted["base_t"].rollouts, voted["variants"].rollouts) == (0, pytest.approx(1500 / 22.5))
+    assert works("reward.mode=greedy")["students measured"].rollouts == 12 * 4 + 8
     assert works("teacher.reward=none")["teacher learns"].trained == 0
     assert works("screen.attempts=0")["screening"].rollouts == 0
     assert works("problems.max_hard=4")["evaluation"].rollouts == 4 * 2 * 4

@@ -137,12 +137,7 @@ def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question(log):
 def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(log, monkeypatch):
     """The reward of each of 12 questions against the mean of the 11 others."""
     paid = [0.5, 0.0, 0.75, 0.0] * 3
-    plain = (
-        "teacher.optimizer.normalize_advantages=false",
-        "reward.mode=greedy",
-        "reward.attempts=1",
-        "reward.questions=8",
-    )
+    plain = ("teacher.optimizer.normalize_advantages=false", "reward.mode=greedy", "reward.questions=8")
     loop = ScriptedLoop(config_of("learnability", "promotion.tau=0.01", *plain), [[[8, 8], [0, 0], [4, 4]]])
     monkeypatch.setattr(loop, "pay", lambda *given: (paid, [0.3125] * 3))
     (event, promotion), _ = loop.step()

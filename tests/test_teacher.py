@@ -34,7 +34,7 @@ from soar.types import Problem, Reason, Rejection, Trial
 
 def settings_of(*overrides: str) -> Config:
     """3 datasets of 4 questions, 2 repeats, all 8 hard problems as reward questions, greedy, window 1, no promotion."""
-    common = ("reward.mode=greedy", "reward.attempts=1", "reward.questions=8", "promotion.tau=9")
+    common = ("reward.mode=greedy", "reward.questions=8", "promotion.tau=9")
     plain = "teacher.optimizer.normalize_advantages=false"
     return tiny_config(*common, plain, *overrides)
 
@@ -49,6 +49,7 @@ def test_known_gains_give_the_known_reward_and_advantages(log):
     assert event["reward_G"] == [3 / 8, 0.0, -1.5 / 8]
     assert event["reward_se_G"] == pytest.approx([1 / 8, 0.0, 0.5 / 8])
     assert event["reward_mean"] == pytest.approx(0.5 / 8)
+    assert event["student_rollouts"] == 8 * (1 + 6)  # one greedy attempt each, whatever reward.attempts says
     assert [row["reward"] for row in rows] == [3 / 8] * 4 + [0.0] * 4 + [-1.5 / 8] * 4
     (advantage_G_n,) = log.advantages
     # Each reward minus the mean of the other two: 3 + 0.75, 0 - 0.75, -1.5 - 1.5.

@@ -340,7 +340,8 @@ def measure_chunk(
     With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
     """
     P, reward, stack = students.policies, config.reward, students.to(env.backbone.device)
-    batch = env.rollout(stack, [questions] * P, reward.attempts, [seed] * P, measured_at(config))
+    attempts = 1 if reward.mode == "greedy" else reward.attempts  # more would be the same text
+    batch = env.rollout(stack, [questions] * P, attempts, [seed] * P, measured_at(config))
     share_P_Q_N = gold_shares(env, stack, batch, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
     return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, keep(env, batch)

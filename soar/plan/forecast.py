@@ -101,8 +101,9 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     written = _written(pairs, teacher.votes, a, teacher.steps * texts_at_once(wanted, wanted))
     inner = teacher.steps * min(student.max_steps, student.steps)
     sampled = float(students * inner * student.prompts_per_step * student.attempts)
-    asked, once = min(reward.questions, hard - held_out), 1 if reward.mode == "greedy" else reward.baseline_attempts
-    measured = teacher.steps * students * asked * reward.attempts
+    asked, greedy = min(reward.questions, hard - held_out), reward.mode == "greedy"
+    each, once = (1, 1) if greedy else (reward.attempts, reward.baseline_attempts)
+    measured = teacher.steps * students * asked * each
     measured += once * min(hard - held_out, asked * teacher.steps)  # the baseline is asked each question once
     intrinsic = float(pairs * config.intrinsic.attempts) if teacher.reward == "learnability" else 0.0
     trained = sampled * (PROMPT + a["question_tokens"])
