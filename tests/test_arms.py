@@ -361,3 +361,6 @@ def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_
     assert set(hinted.levels) == {problems[0].id, problems[1].id} and not whole[0].levels
     assert hinted.metrics[0]["hint_share"] <= 1.0
     assert dense.metrics[0]["reward_mean"] > 0 and dense.metrics[0]["pass_rate"] == whole[0].metrics[0]["pass_rate"]
+    # Four of one prompt's attempts are right and three of its copy's: one group, and it is mixed.
+    (large,) = train([Plan([[easy_problems(4)[3]] * 2], 5, copies=2)], [TrainState(0, env.backbone.new_stack(0))])
+    assert (large.metrics[0]["pass_rate"], large.metrics[0]["frac_mixed"]) == (7 / 8, 1.0)
