@@ -50,6 +50,10 @@ def test_teachers_write_the_asked_number_from_their_own_seed(env):
     untrained = questions("teacher_t", env, config, teacher=env.backbone.new_stack(0))
     assert untrained != teacher_t and untrained != base_t  # another arm, another draw
     assert questions("base_t", env, settings_of("seed=1")) != base_t
+    held = [p for p in base_t if p.question == base_t[0].question]
+    assert questions("base_t", env, config, hard_test=held) == [p for p in base_t if p not in held]
+    with pytest.raises(arms.NothingLeft, match="each of its questions is held out for the test"):
+        questions("pq", env, config, pq=base_t, hard_test=base_t)
     assert questions("hard_only", env, config) == []
 
 

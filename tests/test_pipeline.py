@@ -1,5 +1,6 @@
 """A whole tiny run: the contract of the run folder field by field, and the ways in which a run ends early."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -197,11 +198,20 @@ def test_a_teacher_that_falls_silent_ends_the_loop_and_not_the_run(tiny_run, tmp
             raise TeacherError("0 of 8 questions accepted")
         return write(loop)
 
+    halves, written = pipeline.split, read_jsonl(tiny_run / "questions.jsonl")[0]["question"].upper()
+
+    def split(*given: Any) -> Any:  # one of the held-out problems is what the teacher is going to write
+        train, (first, *others) = halves(*given)
+        return train, [replace(first, question=written), *others]
+
+    monkeypatch.setattr(pipeline, "split", split)
     monkeypatch.setattr(pipeline.OuterLoop, "write", lambda loop: silent(loop, 1))
     summary = run_tiny(tmp_path / "run", "threads=2", 'arms.run=["hard_only"]')
     assert summary["outer_steps"] == 1 and summary["loop_end"] == "teacher silent" and "hard_only" in summary["arms"]
     (row,) = (e for e in events(tmp_path / "run", "alarm") if e["kind"] == "teacher silent")
     assert row["step"] == 1 and "0 of 8 questions accepted" in row["message"]
+    (row,) = (e for e in events(tmp_path / "run", "alarm") if e["kind"] == "held-out question")
+    assert row["step"] == 0 and row["message"].startswith("1 of the questions written in this step")
     one, two = (events(folder) for folder in (tiny_run, tmp_path / "run"))
     assert one[0] == two[0]
     first = [read_jsonl(folder / "questions.jsonl") for folder in (tiny_run, tmp_path / "run")]

@@ -49,7 +49,7 @@ class Material:
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """Questions of an arm; [] for those on hard problems alone.
+    """Questions of an arm, none that is held out; [] for those on hard problems alone.
 
     Raises ConfigError when the config names no source for them, NothingLeft where there are none, TeacherError when a teacher
     writes too few.
@@ -58,12 +58,16 @@ def training_questions(arm: str, env: RolloutEnv, config: Config, material: Mate
         return []
     if arm.startswith("pq") and not material.pq:
         raise NothingLeft("no promotion, so there are no promotion questions")
-    if arm == "pq":
-        return material.pq
-    if arm in ("base_t", "teacher_t"):
-        return teacher_questions(env, material.teacher if arm == "teacher_t" else None, config, arm)
     makers = {"solvable": solvable_problems, "variants": variant_problems, "real": real_problems}
-    return makers[arm](env, config, material) if arm in makers else pq_subset(arm, env, config, material)
+    if arm == "pq":
+        questions = material.pq
+    elif arm in ("base_t", "teacher_t"):
+        questions = teacher_questions(env, material.teacher if arm == "teacher_t" else None, config, arm)
+    else:
+        questions = makers[arm](env, config, material) if arm in makers else pq_subset(arm, env, config, material)
+    if not (kept := not_held_out(arm, material, questions)):  # who never saw them may have written one all the same
+        raise NothingLeft("each of its questions is held out for the test")
+    return kept
 
 
 def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Config, name: str) -> list[Problem]:

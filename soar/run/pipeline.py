@@ -21,8 +21,8 @@ from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import TeacherError, row_of
-from soar.problems.load import split
-from soar.report.alarms import alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
+from soar.problems.load import find_leaks, split
+from soar.report.alarms import TEXTS, alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
 from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
 from soar.report.text import held_out
@@ -179,6 +179,8 @@ class Run:
         events[0]["vendi"] = step_vendi([row["question"] for row in rows])
         rows, promoted = labelled(self.config, rows), labelled(self.config, state.pq[known:])
         alarms = step_alarms(finite(events[0]), rows, before, self.config.teacher.reward == "grounded")
+        if leaks := find_leaks(self.hard_test, [Problem("", row["question"], "") for row in rows]):
+            alarms.append(alarm("held-out question", TEXTS["leak"].format(len(leaks)), events[0]["step"]))
         promotion = next((event for event in events if event["event"] == "promotion"), None)
         self.folder.append("metrics.jsonl", [*(event for event in events if event is not promotion), *alarms])
         self.folder.append("questions.jsonl", rows)
