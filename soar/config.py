@@ -127,7 +127,7 @@ class SamplingConfig(Section):
     """How completions are drawn."""
 
     temperature: float = Field(1.0, gt=0)  # logits are divided by it
-    top_p: float = Field(1.0, gt=0, le=1)  # smallest set of tokens with this probability; 1: all
+    top_p: float = Field(1.0, gt=0, le=1)  # smallest set of tokens with this probability; 1: all, as the loss is of all
     max_tokens: int = Field(1024, ge=1)  # room for a completion; a longer one is cut and counts as truncated
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # a completion ends where its text holds one
 
@@ -214,8 +214,8 @@ class ArmsConfig(Section):
     questions: int = Field(128, ge=1)  # N of base_t, teacher_t, real; most variants, of half of arms.tokens
     hint_tokens: int = Field(256, ge=1)  # of a hint of the arm hinted, which the base model writes
     real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
-    pq_from: str = ""  # run folder or file of promotion questions; "": this run's
-    teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t; "": this run's
+    pq_from: str = ""  # run folder (same seed) or file of promotion questions, their search in no total; "": this run's
+    teacher_from: str = ""  # run or adapter folder of the teacher of teacher_t, as pq_from; "": this run's
     save_steps: int = Field(10, ge=1)  # RLOO steps from one checkpoint to the next
 
 

@@ -7,8 +7,6 @@ probability, the same in every row, drops out; a per-sequence length average wou
 no clipping: every batch is used for exactly one step, so the ratio is 1.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,8 +23,8 @@ def leave_one_out(reward_X_N: Tensor, valid_X_N: Tensor | None = None, normalize
     count = valid.sum(-1, keepdim=True)
     total = reward.sum(-1, keepdim=True)
     others = (total - reward) / (count - 1).clamp(min=1)
-    low = torch.where(valid, reward, math.inf).amin(-1, keepdim=True)
-    high = torch.where(valid, reward, -math.inf).amax(-1, keepdim=True)
+    low = torch.where(valid, reward, torch.inf).amin(-1, keepdim=True)
+    high = torch.where(valid, reward, -torch.inf).amax(-1, keepdim=True)
     # Equal rewards leave a remainder of rounding, which a deviation next to nothing would make a signal.
     advantage = torch.where(valid & (low != high), reward - others, torch.zeros_like(reward))
     if normalize:

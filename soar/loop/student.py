@@ -198,10 +198,8 @@ def inner_steps(config: StudentConfig, promotions: int) -> int:
 
 
 def step_metrics(batch: RolloutBatch, stats: UpdateStats, copies_P: Sequence[int]) -> list[Metrics]:
-    """Figures of one step for each policy; names as in docs/metrics.md. Shares of groups are judged on correctness.
-
-    copies_P: prompts that form one group (`Plan.copies`).
-    """
+    """Figures of one step for each policy; names as in docs/metrics.md. Shares of groups are judged on correctness; copies_P:
+    prompts that form one group (`Plan.copies`)."""
     P, _, N = batch.reward_P_Q_N.shape
     length_P_B = batch.rollouts.length_B.view(P, -1)
     correct_P_Q_N = (batch.solved_P_Q_N & batch.valid_P_Q_N).float()
