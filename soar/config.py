@@ -156,7 +156,7 @@ class TeacherConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`rewards`); none: it is never updated
-    credit: Literal["text", "question"] = "text"  # what of its texts takes the gradient; question: no written answer
+    loss_on: Literal["text", "question"] = "text"  # what of its texts takes the gradient; question: no written answer
     votes: int = Field(0, ge=0)  # base model's attempts whose commonest answer replaces the written one; 0: as written
     agreement: float = Field(0.3, ge=0, le=1)  # least share of the votes for it; above 0.9 a question is too easy
     subject: str = ""  # the field in the teacher prompt; "": that of the format

@@ -206,15 +206,15 @@ def test_pairs_fill_the_datasets_in_order_and_keep_their_rollouts(env):
     assert question_sets.rejected == {"empty": 12}
 
 
-@pytest.mark.parametrize("credit", ["text", "question"])
-def test_written_answers_take_a_gradient_unless_the_credit_is_the_question_s(env, credit):
+@pytest.mark.parametrize("part", ["text", "question"])
+def test_written_answers_take_a_gradient_unless_the_loss_is_on_the_question(env, part):
     learnt, problems = [], easy_problems(12)
     for answer in ("1", "2"):
         texts = [teacher_text(replace(problem, answer=answer)) for problem in problems]
-        loop, _ = writer(env, texts, tiny_config(f"teacher.credit={credit}"))
+        loop, _ = writer(env, texts, tiny_config(f"teacher.loss_on={part}"))
         loop.learn(question_sets := loop.write(), [1.0, 0.0, -1.0])
         learnt.append(loop.state.teacher.digest())
-    assert (learnt[0] == learnt[1]) == (credit == "question")
+    assert (learnt[0] == learnt[1]) == (part == "question")
     asked = up_to_questions(env.backbone, question_sets).texts(env.backbone)
     assert [text.split() for text in asked] == [[*p.question.split(), ANSWER_MARK] for p in problems]
     other = replace(question_sets, problems_G_Q=[[replace(p, question="arranged") for p in problems]])

@@ -236,7 +236,7 @@ class OuterLoop:
         valid_U = torch.tensor([reward is not None for reward in reward_U])
         advantage_U = leave_one_out(values_U, valid_U, config.optimizer.normalize_advantages)
         advantage_B = advantage_U.repeat_interleave(config.datasets * config.questions // len(reward_U))
-        whole, lr = config.credit == "text", learning_rate(config.optimizer, state.step, config.steps)
+        whole, lr = config.loss_on == "text", learning_rate(config.optimizer, state.step, config.steps)
         rollouts = question_sets.rollouts if whole else up_to_questions(self.env.backbone, question_sets)
         stats = update(self.env.backbone, state.optimizer, rollouts, advantage_B, lr, config.sampling)
         values_P = (stats.kl_P, stats.gradient_norm_P, stats.gap_P)
