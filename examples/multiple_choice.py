@@ -96,18 +96,22 @@ def _choices(stem: str, texts: Sequence[str]) -> Choices | str:
 def arrange(problem: Problem) -> Problem | str:
     """The problem with shuffled options and the letter of the right one as gold answer; or the name of what is wrong.
 
-    Options stand in the question, or in a column `options` or `choices` (a list of texts). The gold answer is a letter, the
-    number of an option from 0 (with a column of options), or the text of one. `all of the above` and `none of the above`
-    stay last. Doing it twice changes nothing. Names beside those of `read_choices`: `options_are_no_texts`,
-    `answer_not_an_option`, `refers_to_letters` (an option that speaks of another by its letter).
+    Options stand in the question, or in a column `options` or `choices` (a list of texts, or ARC's object of `text` and
+    `label`). The gold answer is a letter or label, the number of an option from 0 (with a column of options), or the text of
+    one. `all of the above` and `none of the above` stay last. Doing it twice changes nothing. Names beside those of
+    `read_choices`: `options_are_no_texts`, `answer_not_an_option`, `refers_to_letters` (an option that speaks of another by
+    its letter).
     """
     read, number = read_choices(problem.question), ""
     given = problem.extra.get("options", problem.extra.get("choices"))
     if given is not None and isinstance(read, str):
+        if isinstance(given, dict):
+            labels, given = given.get("label") or [], given.get("text")
+            number = str(labels.index(problem.answer)) if problem.answer in labels else ""
         if not isinstance(given, list | tuple) or not all(isinstance(option, str) for option in given):
             return "options_are_no_texts"
         read = _choices(problem.question, given)
-        if re.fullmatch(r"\s*\d\s*", problem.answer) and _key(problem.answer) not in map(_key, given):
+        if not number and re.fullmatch(r"\s*\d\s*", problem.answer) and _key(problem.answer) not in map(_key, given):
             number = problem.answer
     if isinstance(read, str):
         return read

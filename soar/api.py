@@ -323,5 +323,5 @@ def evaluate(
         progress.now(f"loading {config.model.path}, to measure on {config.problems.source}", tell=False)
         result, asked = measure(config, paths, progress)
     evaluations = Evaluations(result["policies"])
-    evaluations.problems, evaluations.table = asked, result_table(result)
+    evaluations.problems, evaluations.table = asked, result_table(result, asked=config.evaluate.ks)
     return evaluations

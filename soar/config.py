@@ -428,7 +428,9 @@ def named_code(config: object) -> list[str]:
 def refuse_code(path: Path, config: object) -> None:
     """Raises ConfigError when the config in the run folder `path` names code or a server and nobody said --trust-run."""
     if (named := named_code(config)) and not TRUSTED.get():
-        advice = "Give --trust-run if you know what that does, or a recipe of your own"
+        advice = (
+            "Give --trust-run if the folder or what it names is yours, or a recipe of your own where one can be given"
+        )
         whose = "its config names code or a server of whoever made the folder"
         raise ConfigError(f"{path}: {whose}: {', '.join(named)}. {advice}")
 

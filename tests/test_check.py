@@ -68,7 +68,8 @@ def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypa
     under = "4: wrong (a score under problems.success_at = 1.0): '1'"
     assert by_level.details == (under, "5: unscorable (the function gave None or NaN): '1'")
     assert "; reward function of the shape TRL, texts; its scores count as right or wrong" in by_level.message
-    assert by_level.advice.endswith("boxed or behind `Answer:`; other marks need a domain (docs/bring.md)")
+    marks = "boxed or behind `Answer:`; other marks need a domain (docs/bring.md)"
+    assert by_level.advice.endswith(f"{marks}; where a lower score is right, lower problems.success_at")
     monkeypatch.setattr(forecast, "GOLD_SECONDS", -1.0)
     monkeypatch.setattr(forecast, "GOLD_BATCH", 4)
     bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]

@@ -179,6 +179,7 @@ def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path
     shown, said = capsys.readouterr()
     assert {"2", "4"} <= set(re.findall(r"^evaluation: (\d)/6", said, re.MULTILINE)), said
     assert shown.startswith("6 problems, 4 attempts each\npolicy")
+    assert re.findall(r"pass@\d(?= |$)", shown.split("\n")[1]) == [f"pass@{k}" for k in tiny_config().evaluate.ks]
     assert f"result: {out}" in shown
     (own := tmp_path / "own.py").write_text("def grade(completions, **_):\n    return [1.0] * len(completions)\n")
     assert main(["eval", "tiny", "--problems", problems, "--verifier", f"{own}:grade", "--out", str(out)]) == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pyarrow
 import pytest
 from helpers import ROOT
@@ -125,6 +126,13 @@ def test_a_folder_of_files_is_one_source_and_rows_are_streamed(tmp_path):
     name = write(tmp_path / "a.jsonl", [*[row(f"q{i}", "1") for i in range(10)], "broken"])
     problems, report = load_problems(name, limit=3)
     assert [p.question for p in problems] == ["q0", "q1", "q2"] and report.rows == 3
+    table = datasets.Dataset.from_list([row(f"q{i}", f"{i}") for i in range(5)])
+    datasets.DatasetDict(train=table, test=table.select([4, 3])).save_to_disk(
+        tmp_path / "saved", num_shards={"train": 2, "test": 1}
+    )
+    assert [p.answer for p in load_problems(str(tmp_path / "saved" / "train"))[0]] == list("01234")
+    with pytest.raises(DataError, match="name the folder of one: test, train"):
+        load_problems(str(tmp_path / "saved"))
 
 
 @pytest.mark.parametrize(("source", "kind"), cases("data", "source"))
@@ -217,8 +225,8 @@ def test_evidence_made_in_another_way_is_refused_by_key(tmp_path):
     with pytest.raises(DataError) as caught:
         load.check_evidence({"model": "other", "max_tokens": 512}, wanted, "hard.jsonl")
     message = str(caught.value)
-    assert "hard.jsonl" in message and "model: screened with 'other', this run uses 'm'" in message
-    assert "prompt: not recorded" in message and "max_tokens" not in message
+    assert "hard.jsonl" in message and "model.path: screened with 'other', this run uses 'm'" in message
+    assert "problems.format: not recorded" in message and "max_tokens" not in message
     problems = [Problem("a", "x \u2028 \ud800", "1"), Problem("b", "y", r"\frac12")]
     screenings = [Screening(0, 128, 3), Screening(1, 128)]
     evidence = {"model": "m", "attempts": 128}

@@ -30,6 +30,7 @@ from soar.domains.code import CODE, MAX_TESTS, Unusable, flaw, grade, read_answe
 from soar.domains.procedural import compare, kind_of
 from soar.domains.science import compare_quantities, read_gold, read_quantity, read_unit
 from soar.loop.arms import oracle
+from soar.plan.forecast import check_problems
 from soar.problems.domain import Domain, DomainError, load_domain
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierError, VerifierPool
@@ -232,6 +233,12 @@ def test_multiple_choice_is_loaded_like_any_file(tmp_path):
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     loaded = candidates(load("small-1gpu", [f"problems.source={path}", f"problems.domain={domain}"]))
     assert len(loaded.problems) == 1 and "no_options" in str(loaded.report.dropped[0])
+    arc = {"choices": {"text": ["0", "1"], "label": ["1", "2"]}, "answerKey": "1"}
+    source = f"problems.source={write_jsonl(path, [{'question': f'Q{i}?', **arc} for i in range(4)])}"
+    finding, _ = check_problems(load("small-1gpu", [source]))
+    assert finding.status == "warning" and "students do not see" in finding.details[0] and ":DOMAIN" in finding.advice
+    made = candidates(load("small-1gpu", [source, f"problems.domain={domain}"])).problems
+    assert [f"({p.answer}) 0" in p.question for p in made] == [True] * 4, "label 1 is the first"
     texts = [
         f"<question>\n{body}\n</question>\n<answer>\n\\boxed{{B}}\n</answer>"
         for body in (question("iron", "copper"), question("iron", "iron"))

@@ -105,6 +105,9 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(run, tmp_path, monkeypatc
     prepare("set", "problems.domain", "evil.py:D")
     assert main(["export", "run", "--trust-run", "--format", "trl", "--out", "out"]) == 1
     assert Path("ran").exists()  # its code was run, and then refused as no domain
+    Path("ran").unlink()
+    assert main(["export", "run", "--format", "peft", "--out", "weights"]) == 0, "weights need no domain"
+    assert not Path("ran").exists()
     assert resume_command(Path("run")) == "soar run --out run --resume --trust-run"
 
 

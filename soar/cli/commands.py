@@ -382,7 +382,7 @@ def eval_(
         from soar.run.pipeline import measure as measured
 
         result, _ = measured(config, adapters, progress)
-    print(result_table(result))
+    print(result_table(result, asked=config.evaluate.ks))
     if out is not None:
         write_json(out, result)
         print(f"result: {out}")

@@ -10,6 +10,8 @@ from soar.problems.domain import Domain, domain_of
 from soar.problems.load import DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
 from soar.types import Problem, said_by
 
+HIDDEN = "options in a column of their own, which students do not see"
+
 
 class Candidates(NamedTuple):
     """problems: in the order of the source. report: what the loader did. digest: sha256 of ids, questions and answers."""
@@ -47,6 +49,7 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
 def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> list[Problem]:
     """The problems as the domain puts them to students, others to `report.dropped`. Raises DataError when none is left."""
     if domain.arrange is None:
+        report.notes.update(HIDDEN for problem in problems if _hides_options(problem))
         return problems
     kept: dict[str, Problem] = {}
     for problem in problems:
@@ -64,3 +67,10 @@ def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> lis
     if not kept:
         raise DataError(f"{report.source}: domain {domain.name} can use no problem; the first: {report.dropped[0]}")
     return list(kept.values())
+
+
+def _hides_options(problem: Problem) -> bool:
+    """Is an option of the columns `options` or `choices` (a list, or ARC's object with one) missing in the question?"""
+    texts = problem.extra.get("options", problem.extra.get("choices"))
+    texts = texts.get("text") if isinstance(texts, dict) else texts
+    return isinstance(texts, list) and any(str(text) not in problem.question for text in texts)

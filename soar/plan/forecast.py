@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from soar import seeds
 from soar.config import HARD_ARMS, Config, TrainedArm
-from soar.domains.candidates import candidates
+from soar.domains.candidates import HIDDEN, candidates
 from soar.files import Row, asset, clipped, scrub, visible
 from soar.loop.parallel import texts_at_once
 from soar.problems.domain import domain_of
@@ -299,6 +299,8 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
     count, asked = len(loaded.problems), config.reward.questions
     first, *details = loaded.report.lines()
     advice = "mend the rows that are left out, or go on without them" if loaded.report.dropped else ""
+    if HIDDEN in loaded.report.notes:
+        advice = "let a domain put them in, as examples/multiple_choice.py:DOMAIN does (docs/domains.md)"
     if count < FEWEST:
         advice = f"a run needs at least {FEWEST} hard problems: give more"
     elif count < 2 * asked and not advice:
@@ -339,6 +341,7 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
         advice = ["unscorable ones are left out, the others can never be solved: mend them or change the verifier"]
     if bad and not pool.compares:
         advice += ["a function gets them boxed or behind `Answer:`; other marks need a domain (docs/bring.md)"]
+        advice += ["where a lower score is right, lower problems.success_at"] if Verdict.WRONG in verdicts else []
     return Finding("golds", status_of(fails, advice), message, "; ".join(advice), tuple(details))
 
 

@@ -139,7 +139,7 @@ def load_module(name: str) -> tuple[ModuleType, str]:
             sys.path.insert(0, os.getcwd())
         return importlib.import_module(where), attribute
     if not Path(where).is_file():
-        raise VerifierError(f"no file {where}")
+        raise VerifierError(f"no file {where} (from {Path.cwd()})")
     module = ModuleType(f"soar_user_{Path(where).stem}")
     module.__file__ = where
     sys.modules[module.__name__] = module  # dataclasses look their module up by name

@@ -21,6 +21,10 @@ from soar.types import Problem, Screening
 COLUMNS: dict[str, list[str]] = LEXICON["columns"]
 MAX_QUESTION_CHARS = 20_000
 SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
+# Config keys of what evidence records under another name
+KEY_OF = {"model": "model.path", "prompt": "problems.format", "verifier": "problems.verifier"}
+KEY_OF |= {key: f"screen.{key}" for key in ("attempts", "max_successes", "early_stop", "temperature")}
+KEY_OF |= {key: f"student.sampling.{key}" for key in ("top_p", "max_tokens", "stop")}
 
 
 @dataclass(eq=False)
@@ -322,8 +326,8 @@ def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where
     lines = ""
     for key, value in wanted.items():
         if key not in recorded:
-            lines += f"\n  {key}: not recorded"
+            lines += f"\n  {KEY_OF.get(key, key)}: not recorded"
         elif recorded[key] != value:
-            lines += f"\n  {key}: screened with {recorded[key]!r}, this run uses {value!r}"
+            lines += f"\n  {KEY_OF.get(key, key)}: screened with {recorded[key]!r}, this run uses {value!r}"
     if lines:
         raise DataError(f"{where}: that these problems are hard was shown in another way:{lines}\nScreen again")

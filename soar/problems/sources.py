@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from soar.types import UserError, import_extra, said_by
 
 MAX_FIELD = 10_000_000
+NO_ROWS = (".evidence.json", "state.json", "dataset_info.json")  # the latter two: of `save_to_disk`
 PREFIX = "verifiers:"
 GOLD = ("answer", "solution", "ground_truth", "expected_answer", "target", "gold", "label", "reference", "expected")
 
@@ -57,7 +58,10 @@ def file_rows(source: str) -> Iterator[Row]:
     """Rows of a local file, by its ending, or of all such files in a folder. Raises DataError for what cannot be read."""
     path = Path(source).expanduser()
     folder = path.is_dir()
-    inside = sorted(file for file in path.rglob("*") if not file.name.endswith(".evidence.json")) if folder else [path]
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(file.parent.name for file in path.glob("*/state.json"))
+        raise DataError(f"{path}: a dataset of splits; name the folder of one: {', '.join(splits)}")
+    inside = sorted(file for file in path.rglob("*") if not file.name.endswith(NO_ROWS)) if folder else [path]
     files = [file for file in inside if file.suffix.lower() in READERS]
     if not files:
         kind = "a folder without files that end in" if folder else f"unknown ending {path.suffix!r}; expected one of"
@@ -138,19 +142,23 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    missing = f"{path}: reading parquet needs pyarrow: pip install 'soar-rl[parquet]'"
-    parquet = import_extra("pyarrow.parquet", DataError, missing)
+    """Rows of a parquet file, or of an Arrow file of `datasets`."""
+    kind = "parquet" if path.suffix.lower() == ".parquet" else "streamed Arrow"
+    missing = f"{path}: reading {kind} needs pyarrow: pip install 'soar-rl[parquet]'"
+    parquet, ipc = (import_extra(f"pyarrow.{name}", DataError, missing) for name in ("parquet", "ipc"))
     try:
-        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        batches = (
+            ipc.open_stream(path) if kind != "parquet" else parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        )
         for number, fields in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
             yield Row(f"{path}:row {number}", fields)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a parquet file ({error})") from error
+        raise DataError(f"{path}: not a {kind} file ({error})") from error
 
 
 READERS = {
     ".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows,
-    ".parquet": _parquet_rows,
+    ".parquet": _parquet_rows, ".arrow": _parquet_rows,
 }  # fmt: skip
 
 

@@ -191,8 +191,8 @@ def _adapter_of(run_dir: Path, policy: str) -> Path:
 
 def base_of(run: Run) -> tuple[str, Row]:
     """Path or hub id of the base model, and the loader's options, as the run had them."""
-    refuse_code(run.path, run.config)
     model = mapping(run.config.get("model"))
+    refuse_code(run.path, {"model": model})
     if not isinstance(model.get("path"), str):
         raise ExportError(f"{run.path / 'manifest.json'} names no base model (config.model.path)")
     options = {key: model[key] for key in ("revision", "gguf_file") if model.get(key)}

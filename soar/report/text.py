@@ -270,14 +270,14 @@ def changes(steps: Sequence[Row]) -> str:
     return f"From step {first['step']} to step {last['step']}: {', '.join(parts)}." if parts else ""
 
 
-def result_table(result: Row, width: int | None = None) -> str:
+def result_table(result: Row, width: int | None = None, asked: Sequence[int] = ()) -> str:
     """The arms of a summary with its promotions, or what `soar eval` measured: pass@k with its interval, differences below.
 
-    Rollouts with those of the search, differences at the smallest k. Where `width` has no room for all, the smallest and the
-    largest k alone.
+    Rollouts with those of the search, differences at the smallest k. asked: the k to show (none: all). Where `width` has no
+    room for them, the smallest and the largest alone.
     """
     rows = result["arms"] if "arms" in result else result["policies"]
-    ks, names = sorted({int(k) for row in rows.values() for k in row["pass_at"]}), max([14, *map(len, rows)])
+    ks, names = sorted(asked or {int(k) for row in rows.values() for k in row["pass_at"]}), max([14, *map(len, rows)])
     if width is not None and names + 14 + 25 * len(ks) > width:
         ks = sorted({*ks[:1], *ks[-1:]})
     return fill("table.txt", result=result, rows=rows, names=f"{names}s", ks=list(map(str, ks)))
