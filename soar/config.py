@@ -73,7 +73,7 @@ class ModelConfig(Section):
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
-    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: every linear layer but the output
+    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: all but output and routers
     sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
     vllm_memory: float = Field(0.4, gt=0, lt=1)  # share of a GPU's memory for vLLM with its own base weights
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`population.choose_chunk`)

@@ -258,6 +258,8 @@ def install(model: Any) -> bool:
         reason = "has attention sinks"
     elif any(type(layer) not in PLAIN for layer in DynamicCache(config=model.config).layers):
         reason = "has layers that keep a state"
+    elif "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        reason = "attends within chunks"
     elif width and width != (getattr(config, "qk_head_dim", 0) or config.head_dim):
         reason = "has values of another width than its keys"
     if reason:

@@ -3,7 +3,7 @@
 The policies are a tensor axis: every linear layer of the base holds, for the active `AdapterStack`, one slice per policy,
 and rows of a batch are ordered by policy, equally many per policy. Rows of different policies never meet in a product. No
 adapter at all is the base model, the reference of the KL term. Left out: adapters on embeddings and on the output layer,
-Conv1D layers (GPT-2), fused expert tensors.
+Conv1D layers (GPT-2), fused expert tensors, routers.
 """
 
 import hashlib
@@ -185,7 +185,8 @@ class Backbone:
 
     def _wrap_linears(self) -> dict[str, StackedLinear]:
         output_layer, targets = self.model.get_output_embeddings(), self.config.target_modules
-        linear = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Linear)}
+        modules = self.model.named_modules()  # a router's forward pass gives more than its product
+        linear = {n: m for n, m in modules if isinstance(m, nn.Linear) and "Router" not in type(m).__name__}
         every, ends = targets == ("all-linear",), tuple(f".{target}" for target in targets)
         chosen = {n: m for n, m in linear.items() if m is not output_layer and (every or f".{n}".endswith(ends))}
         if not chosen:
