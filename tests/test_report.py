@@ -161,8 +161,10 @@ def test_a_null_run_says_why_and_only_a_null_run():
 )
 def test_what_the_training_of_the_teacher_was_worth(low, high, worth):
     difference = {"teacher_t - base_t": {"1": {"difference": (low + high) / 2, "interval_95": [low, high]}}}
-    remark = wording.remarks(make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD}, paired=difference))[0]
+    run = make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD}, paired=difference)
+    remark, intervals = wording.remarks(run)
     assert remark.startswith("What the teacher's training was worth: pass@1 ") and worth in remark
+    assert intervals.endswith("not that of the seed and of each side's best arm.")
 
 
 def test_figures_as_text():

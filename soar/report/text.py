@@ -214,7 +214,8 @@ def remarks(run: Run) -> list[str]:
         worth = said(gap(run, arms["teacher_t"], arms["base_t"], k), "it paid", "it cost more than it brought")
         lines.append(f"What the teacher's training was worth: pass@{k} {about}: {worth}.")
     if any(arm.interval for arm in arms.values()):
-        lines.append(f"Intervals are 95{NBSP}% and cover the choice of held-out problems, not that of the seed.")
+        what = "the choice of held-out problems, not that of the seed and of each side's best arm"
+        lines.append(f"Intervals are 95{NBSP}% and cover {what}.")
     return lines
 
 
