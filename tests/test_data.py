@@ -87,12 +87,6 @@ def test_what_was_done_to_values_is_in_the_report(tmp_path):
     solutions = [r"so $\boxed{\frac{1}{2}}$.", r"First \boxed{1}, hence \boxed{2}", "3 + 4 = 7\n#### 1,007", "9"]
     system = {"role": "system", "content": "Think."}
     lines = [{"messages": [system, {"role": "user", "content": f"q{i}"}], "answer": s} for i, s in enumerate(solutions)]
-    beside = [{"question": "Why?", "answer": "1", "system": "Think.", "context": ""}]
-    _, report = load_problems(other := write(tmp_path / "b.jsonl", beside))
-    note = "column 'system' is not asked: problems.question_column = 'system + question' puts it in front"
-    assert report.lines()[1:] == [f"  1 x {note}"]
-    (problem,), report = load_problems(other, question_column="system + question")
-    assert problem.question == "Think. Why?" and report.lines()[1:] == []
     problems, report = load_problems(write(tmp_path / "a.jsonl", lines))
     assert [p.answer for p in problems] == [r"\frac{1}{2}", "2", "1,007", "9"]
     assert report.lines()[1:] == [

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.problems.domain import Domain, domain_of
-from soar.problems.load import DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
+from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
 from soar.types import Problem, said_by
 
 HIDDEN = "options in a column of their own, which students do not see"
@@ -50,6 +50,13 @@ def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> lis
     """The problems as the domain puts them to students, others to `report.dropped`. Raises DataError when none is left."""
     if domain.arrange is None:
         report.notes.update(HIDDEN for problem in problems if _hides_options(problem))
+        key = "problems.question_column"
+        report.notes.update(
+            f"column {name!r} is not asked: {key} = '{name} + {report.columns.get('question')}' puts it in front"
+            for problem in problems
+            for name in COLUMNS["beside"]
+            if str(problem.extra.get(name) or "") not in problem.question
+        )
         return problems
     kept: dict[str, Problem] = {}
     for problem in problems:

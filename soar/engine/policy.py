@@ -32,10 +32,8 @@ from soar.files import no_file
 DAMAGE = (
     OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, re.error, SafetensorError,
 )  # fmt: skip
-NOT_PLAIN = (  # keys of PEFT's LoraConfig with which A and B alone, added everywhere, are another policy
-    "alora_invocation_tokens", "use_dora", "lora_bias", "kasa_config", "monteclora_config", "velora_config", "use_bdlora",
-    "use_qalora", "arrow_config", "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters",
-)  # fmt: skip
+# Keys of PEFT's LoraConfig with which A and B alone, added everywhere, are another policy
+NOT_PLAIN = ("alora_invocation_tokens", "use_dora", "lora_bias", "kasa_config", "use_bdlora", "modules_to_save")
 
 
 @dataclass

@@ -191,9 +191,6 @@ def _build(row: Row, report: LoadReport) -> Problem:
         raise Dropped("question too long", f"{len(question)} characters, at most {MAX_QUESTION_CHARS}")
     identifier = row.fields.get(names["id"] or "")
     used = {*asked, names["answer"], names["id"]}
-    for name in (n for n in COLUMNS["beside"] if row.fields.get(n) and n not in used):
-        advice = f"problems.question_column = '{name} + {names['question']}' puts it in front"
-        report.notes[f"column {name!r} is not asked: {advice}"] += 1
     extra = {str(name): value for name, value in row.fields.items() if name not in used}
     return Problem(fingerprint(question)[:16] if identifier in (None, "") else str(identifier), question, answer, extra)
 

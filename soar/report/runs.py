@@ -174,14 +174,6 @@ def changed_after_run(run_dir: Path, name: str) -> bool:
     return recorded is not None and (run_dir / name).is_file() and sha256_of(run_dir / name) != recorded
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process works in a run folder; True as well where its disk does not tell."""
-    with suppress(OSError), open(folder / ".lock", "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, for RunFolder asks more than once
-        return False
-    return True
-
-
 def read_run(run_dir: Path) -> Run:
     """Read a run folder. Raises ReportError when it has neither manifest.json nor metrics.jsonl."""
     if not (run_dir / "manifest.json").is_file() and not (run_dir / "metrics.jsonl").is_file():
@@ -197,7 +189,10 @@ def read_run(run_dir: Path) -> Run:
         return value
 
     # The lock before the summary, that before the events: a run that is over has written them all.
-    held = is_held(run_dir)
+    held = True  # as well where the disk does not tell
+    with suppress(OSError), open(run_dir / ".lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, and RunFolder asks more than once
+        held = False
     parts = {name: content(f"{name}.json") for name in ("manifest", "summary", "paused", "now")}
     events: dict[str, list[Row]] = {}
     for row in content("metrics.jsonl"):
