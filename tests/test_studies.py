@@ -213,6 +213,12 @@ def test_counts_that_cannot_be_are_left_out(tmp_path):
     study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
     both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 4, [2, "two", 5, None, 0, 0])]
     assert [row["seeds"] for row in collect(study, both, {}, study.model_dump(mode="json"))["arms"]] == [[0], [0, 1]]
+    with (both[0].folder / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "alarm", "kind": "arm left out", "message": "the arm ps is left out: too dear"}\n')
+    study = study.model_copy(update={"primary": ("a:ps", "a:hard_only", 1)})
+    results = collect(study, both, {}, study.model_dump(mode="json"))
+    page = fill("study.md", results=results, tables=tables(results))
+    assert "| finished: the arm ps is left out: too dear |" in page and "There is none yet: an arm of it" in page
 
 
 @pytest.mark.parametrize(("change", "message"), cases("studies", "file"))
