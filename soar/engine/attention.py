@@ -23,6 +23,7 @@ from soar.engine import kernels
 
 NAME = "soar"
 GROWTH = 16  # positions by which a full buffer grows
+UNTOLD = ("doge", "phimoe", "qwen2_moe")  # model types whose attention is not told of its window, the mask alone has it
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers of a cache that keep keys and values alone
 
 
@@ -260,6 +261,8 @@ def install(model: Any) -> bool:
         reason = "has layers that keep a state"
     elif "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         reason = "attends within chunks"
+    elif config.model_type in UNTOLD and 0 < (config.sliding_window or 0) < config.max_position_embeddings:
+        reason = "does not tell its attention of its window"
     elif width and width != (getattr(config, "qk_head_dim", 0) or config.head_dim):
         reason = "has values of another width than its keys"
     if reason:
