@@ -292,7 +292,7 @@ def test_evidence_is_tied_to_the_text_of_a_reward_function(source, tmp_path, mon
     hard = ["--problems", str(tmp_path / "out" / "hard.jsonl"), "--out", str(tmp_path / "run")]
     hard += sets("screen.attempts=40", f'problems.verifier="{own}:grade"')
     assert main(["run", "tiny", *hard, *SETS, *HARD_ONLY]) == 1
-    assert "verifier_sha256: screened with" in capsys.readouterr().err
+    assert "the verifier's file (sha256): screened with" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 1
     assert "verifier changed since the run began" in capsys.readouterr().err
 

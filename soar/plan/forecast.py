@@ -69,7 +69,9 @@ def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[st
         "hard_tokens": config.student.sampling.max_tokens / 2,
     }
     with suppress(UserError, ImportError):  # the finding about the problems says what is wrong with them
-        if split_source(config.problems.source)[0] != "hub":  # which takes a network
+        if (
+            "candidates" not in (given or {}) and split_source(config.problems.source)[0] != "hub"
+        ):  # which takes a network
             values["candidates"] = float(len(candidates(config).problems))
     return values | dict(given or {})
 
@@ -204,7 +206,8 @@ def forecast(config: Config, given: Mapping[str, float] | None = None) -> Foreca
 def announce(progress: Progress, config: Config) -> None:
     """Say what a run does first, what comes, how long that may take and what it costs: before torch is loaded."""
     progress.now(f"{config.name}: looking at {config.problems.source}")
-    expected = forecast(config)
+    local = split_source(config.problems.source)[0] != "hub"  # a file that cannot be read is refused here
+    expected = forecast(config, {"candidates": float(len(candidates(config).problems))} if local else {})
     rates = expected.rates or Rates(0.0, 1.0, 2.0, "")  # in proportion alone
     seconds = dict.fromkeys(TASKS.values(), 0.0)
     for work in expected.works:
