@@ -371,7 +371,11 @@ def check_model(
             say(f"asking the teacher for {samples} problems")
             name = "teacher"
             yield teacher_finding(env, config, samples)
-            yield Finding("cost", "ok", f"the whole run: {forecast(config).total_line().strip()} (soar run --dry-run)")
+            yield Finding(
+                "cost",
+                "ok",
+                f"the whole run: {forecast(config).total_line().strip()} (by stage, and at which rates: soar run --dry-run)",
+            )
     except UserError as error:
         yield failed(name, error)
 
