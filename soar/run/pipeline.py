@@ -130,11 +130,12 @@ class Run:
         of_all = f"{len(hard)} of {len(self.screened)}"
         rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
         if len(hard) < 4:
-            before, verifier = left_out_before(found.event) or "none", self.env.verifier.name
-            keys = "give harder problems, raise screen.max_successes, lower student.sampling.max_tokens"
-            more = f"give a model with a longer context, or choose another verifier than {verifier!r}"
-            why = f"{of_all} problems are hard ({rule}); left out before: {before}. A run needs at least 4"
-            raise NothingToDo(f"{why}: {keys}, {more}.")
+            before, keys = left_out_before(found.event), "give more or harder problems, or raise screen.max_successes"
+            if before:
+                room = "lower student.sampling.max_tokens, give a model with a longer context"
+                keys += f"; for those left out: {room}, or choose another verifier than {self.env.verifier.name!r}"
+            why = f"{of_all} problems are hard ({rule}); left out before: {before or 'none'}. A run needs at least 4"
+            raise NothingToDo(f"{why}: {keys}.")
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         halves = {"train": self.hard_train, "test": self.hard_test}
         hard_set = digest([[problem.id for problem in half] for half in halves.values()])
