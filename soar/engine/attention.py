@@ -23,7 +23,7 @@ from soar.engine import kernels
 
 NAME = "soar"
 GROWTH = 16  # positions by which a full buffer grows
-UNTOLD = ("doge", "phimoe", "qwen2_moe")  # model types whose attention is not told of its window, the mask alone has it
+UNTOLD = ("doge", "moshi", "phimoe", "qwen2_moe")  # model types whose window is in the mask alone
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers of a cache that keep keys and values alone
 
 
