@@ -133,7 +133,7 @@ def choose_columns(row: Row, wanted: Mapping[str, str | None], origin: str) -> d
     """The columns to read, from the first row. Raises DataError listing the columns it has."""
     chosen: dict[str, str | None] = {}
     for kind, asked in wanted.items():
-        names, mend = [asked] if asked else COLUMNS[kind], f"set problems.{kind}_column to the right name"
+        names, mend = [asked] if asked else COLUMNS[kind], f"name it: --set problems.{kind}_column=NAME"
         if origin != "problems.source":  # no key names its columns
             mend = f"rename the column, for {origin} is read by its usual names alone"
         there = find_columns(row, kind, names, mend)
