@@ -201,6 +201,8 @@ def infinite(completion, answer): return float("inf")
 def no_score(completion, answer): return {"reward": 1.0}
 def raises(completion, answer): return 1 / 0
 def half(completion, answer): return 0.5
+def said(reply): return reply[0]["content"]
+def by_helper(completions, **kwargs): return [float(said(reply) == "x") for reply in completions]
 def plain_too(completion, answer): return 0.75 if answer in completion else None
 """
 
@@ -260,6 +262,7 @@ def test_the_rewards_of_trl_work_as_they_are():
 
 
 def test_a_pool_keeps_scores_and_calls_solved_what_reaches_the_threshold(file):
+    assert adapt(load_function(f"{file}:by_helper"), "by_helper")("x", ROW) == 1.0, "its helper reads messages"
     texts, golds = ["Answer: 2", "Answer: 3", "none"], ["2", "2", "3"]
     with VerifierPool(f"{SHAPES}:rubric", workers=1, success_at=0.2) as pool:
         verdicts = pool.check(["\\boxed{2}", "\\boxed{3}"], ["2", "2"], {"question": ["q", "q"]})

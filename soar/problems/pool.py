@@ -376,15 +376,19 @@ def adapt(function: Callable[..., Any], name: str) -> Reward:
     inner = inspect.unwrap(getattr(function, "func", function))
     inner = inner if inspect.isroutine(inner) else type(inner).__call__
     untold = subject is inspect.Parameter.empty
-    chat = _mentions(getattr(inner, "__code__", None), "content") if untold else re.search("dict|Message", str(subject))
+    code, around = getattr(inner, "__code__", None), getattr(inner, "__globals__", {})
+    chat = _mentions(code, "content", around) if untold else re.search("dict|Message", str(subject))
     takes = None if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()) else frozenset(named)
     return Reward(function, name, shape, takes, bool(chat) and shape in ("TRL", "verifiers"))
 
 
-def _mentions(code: Any, text: str) -> bool:
-    """Whether the code of a function holds a text, in functions inside of it too."""
-    constants = code.co_consts if isinstance(code, types.CodeType) else ()
-    return any(constant == text or _mentions(constant, text) for constant in constants)
+def _mentions(code: Any, text: str, around: dict[str, Any]) -> bool:
+    """Whether the code of a function holds a text, in functions inside of it and those of `around` that it names too."""
+    if not isinstance(code, types.CodeType):
+        return False
+    named = [getattr(around.get(name), "__code__", None) for name in code.co_names]
+    inside = any(constant == text or _mentions(constant, text, around) for constant in code.co_consts)
+    return inside or any(_mentions(helper, text, {}) for helper in named)
 
 
 def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float) -> None:
