@@ -63,6 +63,7 @@ def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypa
     function.write_text(
         "def grade(completions, level, question, **_):\n    return [{'easy': 1, 'none': None}.get(level[0], 0)]\n"
     )
+    assert forecast.GOLD_BATCH * tiny_config().problems.verify_timeout_s / 2 < 60, "two workers, every check too late"
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard", "none"])]
     by_level = check_golds(tiny_config(f"problems.verifier={function}:grade", "student.reward=paper"), levels)
     under = "4: wrong (a score under problems.success_at = 1.0): '1'"

@@ -47,7 +47,7 @@ KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one b
 TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate": "evaluation"}  # stage -> its bar
 
 GOLDS = 2000  # gold answers that are checked at most, spread over the file ...
-GOLD_SECONDS, GOLD_BATCH = 25.0, 100  # ... and for how long, so that a check of a large file stays under a minute
+GOLD_SECONDS, GOLD_BATCH = 25.0, 20  # ... and for how long, so that a check of a large file stays under a minute
 TEACHER_SECONDS, STUDENT_SECONDS = 30.0, 40.0
 ASKED, ATTEMPTS, SHOWN = 24, 4, 5  # problems that the student is asked, how often, attempts that are shown
 LISTED = 10
