@@ -371,11 +371,8 @@ def check_model(
             say(f"asking the teacher for {samples} problems")
             name = "teacher"
             yield teacher_finding(env, config, samples)
-            yield Finding(
-                "cost",
-                "ok",
-                f"the whole run: {forecast(config).total_line().strip()} (by stage, and at which rates: soar run --dry-run)",
-            )
+            total = forecast(config).total_line().strip()
+            yield Finding("cost", "ok", f"the whole run: {total} (stages and rates: soar run --dry-run)")
     except UserError as error:
         yield failed(name, error)
 
