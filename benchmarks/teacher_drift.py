@@ -5,8 +5,9 @@
 
 For every variant, over its seeds: the share of useful questions (the hard set's topic, with its rare skill), how many of
 those have the right answer, the share of ill-posed texts, and the share of different questions. Read from the cells'
-questions.jsonl and judged by the world's oracle. Below each row the commonest first words of the last step; of one run also
-the questions that its arms trained on.
+questions.jsonl and judged by the world's oracle. Below each row the commonest first words of the last step, and what one
+more question of a kind added to the reward of its dataset (least squares within steps, beside a well-posed question that is
+not useful; standard error); of one run also the questions that its arms trained on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from soar.domains.world import World, get_world
 from soar.files import read_jsonl
@@ -27,6 +30,35 @@ def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, floa
     right = sum(world.solve(row["question"]) == row["answer"] for row in useful) / max(1, len(useful))
     ill_posed = sum(world.solve(row["question"]) is None for row in rows) / len(rows)
     return len(useful) / len(rows), right, ill_posed, len({row["question"] for row in rows}) / len(rows)
+
+
+KINDS = ("useful and right", "useful and wrong", "ill-posed")
+
+
+def kind(row: dict[str, Any], world: World) -> int:
+    """Place in KINDS of a question; 3: none of them."""
+    right = world.solve(row["question"])
+    if world.difficulty(row["question"]):
+        return int(right != row["answer"])
+    return 2 if right is None else 3
+
+
+def worth(rows: list[dict[str, Any]], world: World) -> str:
+    """What one question of each kind adds to the reward of its dataset, in words."""
+    sets = dict[tuple[Any, ...], list[float]]()
+    for row in rows:
+        if row["reward"] is not None:
+            of = sets.setdefault((row["run"], row["step"], row["dataset"]), [0.0, 0.0, 0.0, 0.0, row["reward"]])
+            of[kind(row, world)] += 1
+    places = np.unique([f"{run} {step}" for run, step, _ in sets], return_inverse=True)[1]
+    table = np.array(list(sets.values()))
+    for step in range(places.max() + 1):
+        table[places == step] -= table[places == step].mean(0)
+    counts, reward = table[:, :3], table[:, 4]
+    effect = np.linalg.lstsq(counts, reward, rcond=None)[0]
+    noise = ((reward - counts @ effect) ** 2).sum() / (len(reward) - 3 - places.max() - 1)
+    error = np.sqrt(noise * np.diag(np.linalg.pinv(counts.T @ counts)))
+    return ", ".join(f"{name} {e:+.4f} ± {s:.4f}" for name, e, s in zip(KINDS, effect, error, strict=True))
 
 
 def cells_of(folder: Path) -> dict[str, list[Path]]:
@@ -48,7 +80,7 @@ def main() -> None:
     for variant, folders in cells_of(arguments.folder).items():
         source = json.loads((folders[0] / "manifest.json").read_text(encoding="utf-8"))["config"]["problems"]["source"]
         world = get_world(source.removeprefix("world:"))
-        rows = [row for folder in folders for row in read_jsonl(folder / "questions.jsonl")[0]]
+        rows = [{"run": f.name, **row} for f in folders for row in read_jsonl(f / "questions.jsonl")[0]]
         last = [row["question"] for row in rows if row["step"] == max(arguments.steps)]
         words = Counter("number" if text[:1].isdigit() else text.split(" ")[0] for text in last).most_common(3)
         line = f"{variant:14s}"
@@ -59,6 +91,7 @@ def main() -> None:
             )
         print(line)
         print(f"{'':14s}" + ", ".join(f"{word} {100 * count / len(last):.0f} %" for word, count in words), flush=True)
+        print(f"{'':14s}one question adds to its reward: {worth(rows, world)}", flush=True)
         for path in sorted(arguments.folder.glob("arms/*/questions.jsonl")):
             useful = [row for row in read_jsonl(path)[0] if world.difficulty(row["question"])]
             right = sum(world.solve(row["question"]) == row["answer"] for row in useful)
