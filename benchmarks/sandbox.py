@@ -97,7 +97,7 @@ def attack_table(backend: str) -> int:
             for value, name in hidden.items():
                 said = said.replace(value, name)
             said = " ".join(said.replace("|", "/").replace("`", "'").encode("utf-8", "replace").decode().split())
-            print(f"| {attack.name} | {verdict.value} | {said[:90]} |")
+            print(f"| {attack.name} | {verdict.value} | `{said[:90]}` |")
             if verdict.solved or "escaped" in outcome.answers.values():
                 bad.append(attack.name)
     print(f"\n{len(bad)} of {len(ATTACKS)} attacks succeeded or were graded correct {bad or ''}".rstrip())
