@@ -215,8 +215,10 @@ def test_written_answers_take_a_gradient_unless_the_loss_is_on_the_question(env,
         loop.learn(question_sets := loop.write(), [1.0, 0.0, -1.0])
         learnt.append(loop.state.teacher.digest())
     assert (learnt[0] == learnt[1]) == (part == "question")
-    asked = up_to_questions(env.backbone, question_sets).texts(env.backbone)
-    assert [text.split() for text in asked] == [[*p.question.split(), ANSWER_MARK] for p in problems]
+    question_sets.rollouts.logprob_B_T.fill_(-1.0)
+    texts = (asked := up_to_questions(env.backbone, question_sets)).texts(env.backbone)
+    assert [text.split() for text in texts] == [[*p.question.split(), ANSWER_MARK] for p in problems]
+    assert asked.logprob_B_T.count_nonzero(1).tolist() == asked.length_B.tolist(), "0 on padding"
     other = replace(question_sets, problems_G_Q=[[replace(p, question="arranged") for p in problems]])
     assert torch.equal(up_to_questions(env.backbone, other).length_B, question_sets.rollouts.length_B)
 

@@ -101,15 +101,17 @@ def up_to_questions(backbone: Backbone, sets: QuestionSets) -> Rollouts:
 
     Whole where a text does not hold its question as it is, since a domain made another of it.
     """
-    lengths, rollouts = list[int](), sets.rollouts
-    problems = (problem for problems in sets.problems_G_Q for problem in problems)
-    for problem, tokens, length in zip(problems, rollouts.tokens_B_T.tolist(), rollouts.length_B.tolist(), strict=True):
+    whole, problems = sets.rollouts, (problem for problems in sets.problems_G_Q for problem in problems)
+    rollouts = replace(whole, length_B=whole.length_B.clone(), logprob_B_T=whole.logprob_B_T.clone())
+    rows = zip(problems, whole.tokens_B_T.tolist(), whole.length_B.tolist(), strict=True)
+    for row, (problem, tokens, length) in enumerate(rows):
 
         def is_asked(count: int, tokens: list[int] = tokens, question: str = problem.question) -> bool:
             return question in backbone.tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False)
 
-        lengths.append(min(bisect_left(range(length + 1), True, key=is_asked) + 1, length))
-    return replace(rollouts, length_B=rollouts.length_B.new_tensor(lengths))
+        rollouts.length_B[row] = end = min(bisect_left(range(length), True, key=is_asked) + 1, length)
+        rollouts.logprob_B_T[row, end:] = 0.0  # padding from here on
+    return rollouts
 
 
 def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Outcome]:
