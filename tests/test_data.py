@@ -121,12 +121,13 @@ def test_a_folder_of_files_is_one_source_and_rows_are_streamed(tmp_path):
     problems, report = load_problems(name, limit=3)
     assert [p.question for p in problems] == ["q0", "q1", "q2"] and report.rows == 3
     table = datasets.Dataset.from_list([row(f"q{i}", f"{i}") for i in range(5)])
-    datasets.DatasetDict(train=table, test=table.select([4, 3])).save_to_disk(
-        tmp_path / "saved", num_shards={"train": 2, "test": 1}
-    )
-    assert [p.answer for p in load_problems(str(tmp_path / "saved" / "train"))[0]] == list("01234")
+    splits, saved = datasets.DatasetDict(train=table, test=table.select([4, 3])), tmp_path / "saved"
+    splits.save_to_disk(saved, num_shards={"train": 2, "test": 1})
+    (saved / "train" / "cache-0a.arrow").write_text("what `map` leaves there")
+    write(saved / "train" / "us_state.json", [row("a file of one's own", "5")])
+    assert [p.answer for p in load_problems(str(saved / "train"))[0]] == list("012345")
     with pytest.raises(DataError, match="name the folder of one: test, train"):
-        load_problems(str(tmp_path / "saved"))
+        load_problems(str(saved))
 
 
 @pytest.mark.parametrize(("source", "kind"), cases("data", "source"))

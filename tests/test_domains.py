@@ -233,14 +233,14 @@ def test_multiple_choice_is_loaded_like_any_file(tmp_path):
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     loaded = candidates(load("small-1gpu", [f"problems.source={path}", f"problems.domain={domain}"]))
     assert len(loaded.problems) == 1 and "no_options" in str(loaded.report.dropped[0])
-    arc = {"choices": {"text": ["0", "1"], "label": ["1", "2"]}, "answerKey": "1", "context": "Tin."}
+    arc = {"choices": {"text": ["0", "1"], "label": ["1", "2"]}, "answerKey": "1", "Context": "Tin.", "input": [1]}
     source = f"problems.source={write_jsonl(path, [{'question': f'Q{i}?', **arc} for i in range(4)])}"
     finding, _ = check_problems(load("small-1gpu", [source]))
     assert finding.status == "warning" and "students do not see" in finding.details[0] and ":DOMAIN" in finding.advice
-    key = "problems.question_column = 'context + question'"
-    assert finding.details[1].strip() == f"4 x column 'context' is not asked: {key} puts it in front"
+    key = "problems.question_column = 'Context + question'"
+    assert finding.details[1].strip() == f"4 x column 'Context' is not asked: {key} puts it in front"
     made, report, _ = candidates(load("small-1gpu", [source, key.replace("'", '"')]))
-    assert (made[0].question, [note for note in report.notes if "context" in note]) == ("Tin. Q0?", [])
+    assert (made[0].question, [note for note in report.notes if "Context" in note]) == ("Tin. Q0?", [])
     made, report, _ = candidates(load("small-1gpu", [source, f"problems.domain={domain}"]))
     assert not report.notes, "the domain may put it in"
     assert [f"({p.answer}) 0" in p.question for p in made] == [True] * 4, "label 1 is the first"

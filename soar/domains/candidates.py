@@ -54,8 +54,8 @@ def arranged(domain: Domain, problems: list[Problem], report: LoadReport) -> lis
         report.notes.update(
             f"column {name!r} is not asked: {key} = '{name} + {report.columns.get('question')}' puts it in front"
             for problem in problems
-            for name in COLUMNS["beside"]
-            if str(problem.extra.get(name) or "") not in problem.question
+            for name, text in problem.extra.items()
+            if name.lower() in COLUMNS["beside"] and isinstance(text, str) and text not in problem.question
         )
         return problems
     kept: dict[str, Problem] = {}

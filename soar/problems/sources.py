@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from soar.types import UserError, import_extra, said_by
 
 MAX_FIELD = 10_000_000
-NO_ROWS = (".evidence.json", "state.json", "dataset_info.json")  # the latter two: of `save_to_disk`
+NO_ROWS = ("*.evidence.json", "state.json", "dataset_info.json", "cache-*.arrow")  # but for the first of `datasets`
 PREFIX = "verifiers:"
 GOLD = ("answer", "solution", "ground_truth", "expected_answer", "target", "gold", "label", "reference", "expected")
 
@@ -61,7 +61,7 @@ def file_rows(source: str) -> Iterator[Row]:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(file.parent.name for file in path.glob("*/state.json"))
         raise DataError(f"{path}: a dataset of splits; name the folder of one: {', '.join(splits)}")
-    inside = sorted(file for file in path.rglob("*") if not file.name.endswith(NO_ROWS)) if folder else [path]
+    inside = sorted(file for file in path.rglob("*") if not any(map(file.match, NO_ROWS))) if folder else [path]
     files = [file for file in inside if file.suffix.lower() in READERS]
     if not files:
         kind = "a folder without files that end in" if folder else f"unknown ending {path.suffix!r}; expected one of"
