@@ -106,10 +106,7 @@ UNUSABLE: tuple[tuple[Callable[[Path], object], str], ...] = (
 
 
 def test_to_go_on_with_code_of_ones_own_takes_trust(tmp_path):
-    own = tmp_path / "own.py"
-    own.write_text(
-        "def grade(completions, answer, **_):\n    return [c.endswith(a) for c, a in zip(completions, answer)]\n"
-    )
+    (own := tmp_path / "own.py").write_text("def grade(completions, **_):\n    return [0.0] * len(completions)\n")
     with pytest.raises(Stopped, match=r"continue with: soar measure \S+ --trust-run$"):
         run_tiny(tmp_path / "run", *FILES, f'problems.verifier="{own}:grade"')
     assert " --trust-run`." in (tmp_path / "run" / "sets" / "0000" / "README.md").read_text()

@@ -190,9 +190,11 @@ def read_run(run_dir: Path) -> Run:
 
     # The lock before the summary, that before the events: a run that is over has written them all.
     held = True  # as well where the disk does not tell
-    with suppress(OSError), open(run_dir / ".lock", "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, and RunFolder asks more than once
-        held = False
+    with suppress(OSError):
+        if (lock := run_dir / ".lock").is_file():  # a pipe would be waited for
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, and RunFolder asks more than once
+            held = False
     parts = {name: content(f"{name}.json") for name in ("manifest", "summary", "paused", "now")}
     events: dict[str, list[Row]] = {}
     for row in content("metrics.jsonl"):
