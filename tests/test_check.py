@@ -61,7 +61,7 @@ def test_golds_that_do_not_grade_are_listed(overrides, golds, status, message, d
 def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypatch):
     function = tmp_path / "by_level.py"
     function.write_text(
-        "def grade(completions, level, question, **_):\n    return [{'easy': 1, 'none': None}.get(level[0], 0)]\n"
+        "def grade(completions, level, **_):\n    return [{'easy': 1, 'none': None}.get(level[0], 0)]\n"
     )
     assert forecast.GOLD_BATCH * tiny_config().problems.verify_timeout_s / 2 < 60, "two workers, every check too late"
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard", "none"])]
@@ -232,7 +232,7 @@ def test_counts_by_hand():
     assert (voted["base_t"].rollouts, voted["variants"].rollouts) == (0, pytest.approx(1500 / 22.5))
     assert works("reward.mode=greedy")["students measured"].rollouts == 12 * 4 + 8
     assert works("teacher.reward=none")["teacher learns"].trained == 0
-    assert works("screen.attempts=0")["screening"].rollouts == 0
+    assert works("screen.attempts=0")["screening"].rollouts == works("screen.from_run=r")["screening"].rollouts == 0
     assert works("problems.max_hard=4")["evaluation"].rollouts == 4 * 2 * 4
     empty = works("teacher.steps=0", 'arms.run=["base","base_t"]', "arms.steps=3")
     assert empty["students train"].rollouts == empty["students measured"].rollouts == 0
@@ -249,7 +249,8 @@ def test_seconds_by_hand():
     assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
     unpaid = forecast.Forecast([*rows, forecast.Work("arms", "pq", 0.0, 0.0)], {}, None)
-    assert "size of the model is not known; nothing is left to train pq: raise arms" in "\n".join(unpaid.lines())
+    advice = "raise arms.tokens, or lower teacher.steps or arms.questions"
+    assert f"size of the model is not known; nothing is left to train pq: {advice}" in unpaid.total_line()
     eight = forecast.table_rates(8.03e9)
     assert (eight.decode, eight.train) == pytest.approx((40_572 * 3.213 / 8.03, 32_966 * 3.213 / 8.03))
     assert "two CPU cores" in forecast.table_rates(168_000).source

@@ -69,11 +69,14 @@ def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[st
         "hard_tokens": config.student.sampling.max_tokens / 2,
     }
     with suppress(UserError, ImportError):  # the finding about the problems says what is wrong with them
-        if (
-            "candidates" not in (given or {}) and split_source(config.problems.source)[0] != "hub"
-        ):  # which takes a network
-            values["candidates"] = float(len(candidates(config).problems))
+        values |= counted(config) if "candidates" not in (given or {}) else {}
     return values | dict(given or {})
+
+
+def counted(config: Config) -> dict[str, float]:
+    """The number of candidates; not of a dataset of the hub, which takes a network. Raises UserError, ImportError."""
+    local = split_source(config.problems.source)[0] != "hub"
+    return {"candidates": float(len(candidates(config).problems))} if local else {}
 
 
 def screened_before(config: Config) -> bool:
@@ -95,7 +98,7 @@ class Work(NamedTuple):
 def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     """Every part of a run, in order, by what is assumed."""
     teacher, student, reward = config.teacher, config.student, config.reward
-    screening = 0.0 if screened_before(config) else a["candidates"] * config.screen.attempts
+    screening = 0.0 if screened_before(config) or config.screen.from_run else a["candidates"] * config.screen.attempts
     hard = min(a["candidates"] * a["hard_share"], config.problems.max_hard or math.inf)
     held_out = hard * config.problems.test_share
     wanted, students = teacher.datasets * teacher.questions, teacher.datasets * student.repeats
@@ -193,7 +196,8 @@ class Forecast(NamedTuple):
         tokens, hours = sum(work.sampled for work in self.works), self.hours()
         time = "the size of the model is not known" if hours is None else f"{hours:,.2f} device-hours"
         bare = ", ".join(work.name for work in self.works if work.stage == "arms" and not work.rollouts)
-        time += f"; nothing is left to train {bare}: raise arms.tokens, or lower teacher.steps" if bare else ""
+        advice = "raise arms.tokens, or lower teacher.steps or arms.questions"
+        time += f"; nothing is left to train {bare}: {advice}" if bare else ""
         return f"  {sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
 
 
@@ -206,8 +210,7 @@ def forecast(config: Config, given: Mapping[str, float] | None = None) -> Foreca
 def announce(progress: Progress, config: Config) -> None:
     """Say what a run does first, what comes, how long that may take and what it costs: before torch is loaded."""
     progress.now(f"{config.name}: looking at {config.problems.source}")
-    local = split_source(config.problems.source)[0] != "hub"  # a file that cannot be read is refused here
-    expected = forecast(config, {"candidates": float(len(candidates(config).problems))} if local else {})
+    expected = forecast(config, counted(config))  # a file that cannot be read is refused here
     rates = expected.rates or Rates(0.0, 1.0, 2.0, "")  # in proportion alone
     seconds = dict.fromkeys(TASKS.values(), 0.0)
     for work in expected.works:
