@@ -73,7 +73,7 @@ class ModelConfig(Section):
     adapter: Literal["lora", "full"] = "lora"  # full: stacked full weight deltas, for tiny models
     lora_rank: int = Field(16, ge=1)  # rank of every adapter
     lora_alpha: float = Field(32.0, gt=0)  # scale is lora_alpha / lora_rank
-    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: all but output and routers
+    target_modules: tuple[str, ...] = ("all-linear",)  # name endings; all-linear: all but the output (and most routers)
     sampler: Literal["native", "vllm"] = "native"  # vllm: completions by vLLM (extra `vllm`), for adapter = "lora"
     vllm_memory: float = Field(0.4, gt=0, lt=1)  # share of a GPU's memory for vLLM with its own base weights
     chunk: int = Field(0, ge=0)  # policies trained at once; 0: by device (`population.choose_chunk`)
@@ -127,7 +127,7 @@ class SamplingConfig(Section):
     """How completions are drawn."""
 
     temperature: float = Field(1.0, gt=0)  # logits are divided by it
-    top_p: float = Field(1.0, gt=0, le=1)  # smallest set of tokens with this probability; 1: all, as the loss is of all
+    top_p: float = Field(1.0, gt=0, le=1)  # draws are of the likeliest tokens of this probability; the loss is over all
     max_tokens: int = Field(1024, ge=1)  # room for a completion; a longer one is cut and counts as truncated
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # a completion ends where its text holds one
 
@@ -156,7 +156,7 @@ class TeacherConfig(Section):
     sampling: SamplingConfig = SamplingConfig(max_tokens=512)
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup_steps=20)
     reward: TeacherReward = "grounded"  # what the teacher learns from (`rewards`); none: it is never updated
-    loss_on: Literal["text", "question"] = "text"  # what of its texts takes the gradient; question: no written answer
+    loss_on: Literal["text", "question"] = "text"  # what it learns from of its texts; question: not from the answers
     votes: int = Field(0, ge=0)  # base model's attempts whose commonest answer replaces the written one; 0: as written
     agreement: float = Field(0.3, ge=0, le=1)  # least share of the votes for it; above 0.9 a question is too easy
     subject: str = ""  # the field in the teacher prompt; "": that of the format
@@ -211,7 +211,7 @@ class ArmsConfig(Section):
     pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
     prompts_per_step: int = Field(0, ge=0)  # in one RLOO step of an arm; 0: the student's
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's
-    questions: int = Field(128, ge=1)  # N of base_t, teacher_t, real; most variants, of half of arms.tokens
+    questions: int = Field(128, ge=1)  # N of base_t, teacher_t and real; at most so many of variants
     hint_tokens: int = Field(256, ge=1)  # of a hint of the arm hinted, which the base model writes
     real: str = ""  # file of easier problems for the arm real; "": the embedded world's own
     pq_from: str = ""  # run folder (same seed) or file of promotion questions, their search in no total; "": this run's
