@@ -474,8 +474,11 @@ def study(
     plan = read_study(name, seeds)
     out, overrides = out or Path("studies") / plan.name, sets or []
     if dry_run:
-        for cell in cells(plan, out, overrides):
-            print(visible(f"{cell.name}: {' '.join(cell.overrides)}\n{forecast(cell.config).total_line()}"))
+        planned = [(cell, forecast(cell.config)) for cell in cells(plan, out, overrides)]
+        for cell, expected in planned:
+            print(visible(f"{cell.name}: {' '.join(cell.overrides)}\n{expected.total_line()}"))
+        hours = sum(expected.hours() or 0.0 for _, expected in planned)
+        print(f"in all: {len(planned)} cells, {hours:,.2f} device-hours" if hours else f"in all: {len(planned)} cells")
         return 0
     with waiting(f"cells of {plan.name} in {out}") as progress, StopRequest().on_signals(progress.insist) as stop:
         results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect, stop=stop)
