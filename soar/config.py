@@ -428,9 +428,7 @@ def named_code(config: object) -> list[str]:
 def refuse_code(path: Path, config: object) -> None:
     """Raises ConfigError when the config in the run folder `path` names code or a server and nobody said --trust-run."""
     if (named := named_code(config)) and not TRUSTED.get():
-        advice = (
-            "Give --trust-run if the folder or what it names is yours, or a recipe of your own where one can be given"
-        )
+        advice = "Give --trust-run if the folder or what it names is yours, or else a recipe of your own"
         whose = "its config names code or a server of whoever made the folder"
         raise ConfigError(f"{path}: {whose}: {', '.join(named)}. {advice}")
 

@@ -20,11 +20,6 @@ class Candidates(NamedTuple):
     report: LoadReport
     digest: str
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        """What the manifest records of them."""
-        return {"problems": self.digest} | ({"dataset_revision": r} if (r := self.report.revision) else {})
-
 
 def candidates(config: Config, revision: str | None = None) -> Candidates:
     """Load those of a config; revision: of the hub dataset that a resumed run began with. Raises ConfigError, DataError."""

@@ -253,11 +253,11 @@ class OuterLoop:
 
         In sampled mode with reward.baseline_attempts attempts: its noise is common to all students.
         """
-        reward, state = self.config.reward, self.state
+        state = self.state
         missing = [problem for problem in questions if problem.id not in state.pass_rates]
         if missing:
-            seed, sampling = seeds.derive(self.config.seed, "baseline", state.step), measured_at(self.config)
-            attempts = 1 if reward.mode == "greedy" else reward.baseline_attempts
+            seed = seeds.derive(self.config.seed, "baseline", state.step)
+            attempts, sampling = measured_at(self.config, self.config.reward.baseline_attempts)
             batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, self.env.threads)
             self._measured(batch.count, batch.tokens)
             share_P_Q_N = gold_shares(self.env, state.baseline, batch, self.config)
@@ -326,10 +326,10 @@ def new_state(env: RolloutEnv, config: Config) -> LoopState:
     return LoopState(optimizer.stack, optimizer, baseline)
 
 
-def measured_at(config: Config) -> SamplingConfig:
-    """How attempts at the reward questions are drawn: as in training, or greedily, which is temperature 0."""
-    sampling = config.student.sampling
-    return sampling.model_copy(update={"temperature": 0.0}) if config.reward.mode == "greedy" else sampling
+def measured_at(config: Config, attempts: int) -> tuple[int, SamplingConfig]:
+    """How attempts at a reward question are drawn, and how many: as in training, or one greedily, at temperature 0."""
+    greedy, sampling = config.reward.mode == "greedy", config.student.sampling
+    return (1, sampling.model_copy(update={"temperature": 0.0})) if greedy else (attempts, sampling)
 
 
 def measure_chunk(
@@ -339,9 +339,9 @@ def measure_chunk(
 
     With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
     """
-    P, reward, stack = students.policies, config.reward, students.to(env.backbone.device)
-    attempts = 1 if reward.mode == "greedy" else reward.attempts  # more would be the same text
-    batch = env.rollout(stack, [questions] * P, attempts, [seed] * P, measured_at(config))
+    P, stack = students.policies, students.to(env.backbone.device)
+    attempts, sampling = measured_at(config, config.reward.attempts)
+    batch = env.rollout(stack, [questions] * P, attempts, [seed] * P, sampling)
     share_P_Q_N = gold_shares(env, stack, batch, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
     return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, keep(env, batch)

@@ -147,9 +147,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     missing = f"{path}: reading {kind} needs pyarrow: pip install 'soar-rl[parquet]'"
     parquet, ipc = (import_extra(f"pyarrow.{name}", DataError, missing) for name in ("parquet", "ipc"))
     try:
-        batches = (
-            ipc.open_stream(path) if kind != "parquet" else parquet.ParquetFile(path).iter_batches(batch_size=1024)
-        )
+        batches = parquet.ParquetFile(path).iter_batches(1024) if kind == "parquet" else ipc.open_stream(path)
         for number, fields in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
             yield Row(f"{path}:row {number}", fields)
     except (OSError, ValueError) as error:

@@ -265,11 +265,12 @@ def find_hard(
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     domain, evidence = env.verifier.domain, evidence_key(config, env)
     env.share(loaded.problems)
+    hashes = {"problems": loaded.digest, **({"dataset_revision": r} if (r := loaded.report.revision) else {})}
     # dtype before the model's hash: it tells why that one changed
-    hashes = {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
+    hashes |= {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
     hashes |= {"domain": hashlib.sha256(evidence["domain"].encode()).hexdigest()} if domain.own else {}
     hashes |= {"verifier": sha} if (sha := evidence.get("verifier_sha256")) else {}
-    folder.note_hashes(**loaded.hashes, **hashes)
+    folder.note_hashes(**hashes)
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(env, config, loaded.problems, progress.say)
