@@ -23,15 +23,6 @@ import numpy as np
 from soar.domains.world import World, get_world
 from soar.files import read_jsonl
 
-
-def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, float, float]:
-    """(useful, right of useful, ill-posed, distinct) of the questions of one step."""
-    useful = [row for row in rows if world.difficulty(row["question"])]
-    right = sum(world.solve(row["question"]) == row["answer"] for row in useful) / max(1, len(useful))
-    ill_posed = sum(world.solve(row["question"]) is None for row in rows) / len(rows)
-    return len(useful) / len(rows), right, ill_posed, len({row["question"] for row in rows}) / len(rows)
-
-
 KINDS = ("useful and right", "useful and wrong", "ill-posed")
 
 
@@ -41,6 +32,18 @@ def kind(row: dict[str, Any], world: World) -> int:
     if world.difficulty(row["question"]):
         return int(right != row["answer"])
     return 2 if right is None else 3
+
+
+def counted(rows: list[dict[str, Any]], world: World) -> tuple[int, int, int]:
+    """How many questions are useful, how many of these have the right answer, and how many are ill-posed."""
+    counts = Counter(kind(row, world) for row in rows)
+    return counts[0] + counts[1], counts[0], counts[2]
+
+
+def shares(rows: list[dict[str, Any]], world: World) -> tuple[float, float, float, float]:
+    """(useful, right of useful, ill-posed, distinct) of the questions of one step."""
+    (useful, right, ill_posed), all_of = counted(rows, world), len(rows)
+    return useful / all_of, right / max(1, useful), ill_posed / all_of, len({row["question"] for row in rows}) / all_of
 
 
 def worth(rows: list[dict[str, Any]], world: World) -> str:
@@ -93,9 +96,8 @@ def main() -> None:
         print(f"{'':14s}" + ", ".join(f"{word} {100 * count / len(last):.0f} %" for word, count in words), flush=True)
         print(f"{'':14s}one question adds to its reward: {worth(rows, world)}", flush=True)
         for path in sorted(arguments.folder.glob("arms/*/questions.jsonl")):
-            useful = [row for row in read_jsonl(path)[0] if world.difficulty(row["question"])]
-            right = sum(world.solve(row["question"]) == row["answer"] for row in useful)
-            print(f"{path.parent.name}: {len(useful)} useful, {right} of them with a right answer")
+            useful, right, _ = counted(read_jsonl(path)[0], world)
+            print(f"{path.parent.name}: {useful} useful, {right} of them with a right answer")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from soar import seeds
 from soar.config import TOO_EASY, Config, ConfigError
@@ -105,13 +106,16 @@ def up_to_questions(backbone: Backbone, sets: QuestionSets) -> Rollouts:
     rollouts = replace(whole, length_B=whole.length_B.clone(), logprob_B_T=whole.logprob_B_T.clone())
     rows = zip(problems, whole.tokens_B_T.tolist(), whole.length_B.tolist(), strict=True)
     for row, (problem, tokens, length) in enumerate(rows):
-
-        def is_asked(count: int, tokens: list[int] = tokens, question: str = problem.question) -> bool:
-            return question in backbone.tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False)
-
-        rollouts.length_B[row] = end = min(bisect_left(range(length), True, key=is_asked) + 1, length)
+        end = min(_tokens_for(backbone, tokens[:length], problem.question) + 1, length)
+        rollouts.length_B[row] = end
         rollouts.logprob_B_T[row, end:] = 0.0  # padding from here on
     return rollouts
+
+
+def _tokens_for(backbone: Backbone, tokens: list[int], text: str) -> int:
+    """How many of the tokens say the text; all of them where only all do, or none of their beginnings."""
+    decode = partial(backbone.tokenizer.decode, clean_up_tokenization_spaces=False)
+    return bisect_left(range(len(tokens)), True, key=lambda count: text in decode(tokens[:count]))
 
 
 def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Outcome]:

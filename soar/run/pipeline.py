@@ -258,8 +258,7 @@ class Run:
             except (TeacherError, arms.NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
                 message = f"the arm {arm} is left out: {error}"
-                row = {"event": "alarm", "step": None, "kind": "arm left out", "arm": arm, "message": message}
-                self.folder.append("metrics.jsonl", [row])
+                self.folder.append("metrics.jsonl", [alarm("arm left out", message) | {"arm": arm}])
                 self.progress.say(message)
         if self.env.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
