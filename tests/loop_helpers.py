@@ -155,7 +155,7 @@ def hard_problems(count: int) -> list[Problem]:
 
 class ScriptedLoop(OuterLoop):
     """An outer loop whose students have given skills: skill_S_G_R, one entry a step; failed_S_G_R marks divergence in
-    training. Questions are named after step, dataset and number; nothing is sampled or trained."""
+    training. Questions are named after step, dataset and number, the fourth as the first; nothing is sampled or trained."""
 
     def __init__(
         self, config: Config, skill_S_G_R: Any, failed_S_G_R: Any = None, unscorable: Sequence[str] = ()
@@ -170,7 +170,8 @@ class ScriptedLoop(OuterLoop):
 
     def write(self) -> QuestionSets:
         G, n, step = self.config.teacher.datasets, self.config.teacher.questions, self.state.step
-        sets = [[Problem(f"{step}/{k}/{i}", f"question {step} {k} {i}", str(i)) for i in range(n)] for k in range(G)]
+        names = [[(i, f"{step} {k} {i % 3}") for i in range(n)] for k in range(G)]
+        sets = [[Problem(f"{name}/{i}", f"question {name}", str(i)) for i, name in some] for some in names]
         rollouts = handmade_rollouts([[1]] * (G * n), [[EOS]] * (G * n))
         self.question_sets.append(QuestionSets(sets, rollouts, G * n + 2, {"no_answer": 2}))
         return self.question_sets[-1]

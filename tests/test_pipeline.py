@@ -44,15 +44,9 @@ def test_screen_event_and_hard_files(tiny_run):
     test, screen_test, evidence_test = read_hard(tiny_run / "hard" / "test.jsonl")
     assert (event["candidates"], event["hard"], event["attempts"], event["too_long"]) == (12, 12, 4, 0)
     assert (len(train), len(test)) == (6, 6)
-    assert {p.id for p in train} & {p.id for p in test} == set()
     assert {p.question for p in [*train, *test]} == {p.question for p in get_world("tiny").hard_problems(12, 0)}
     rows = [*screen_train, *screen_test]
-    assert all(row.attempts == 4 and 0 <= row.successes <= 4 for row in rows)
     assert event["pass_rate"] == sum(row.successes for row in rows) / 48
-    assert event["truncated_share"] == sum(row.truncated for row in rows) / 48
-    assert sum(event["histogram"].values()) == 12
-    assert event["histogram"]["0"] == sum(row.successes == 0 for row in rows)
-    assert event["frac_all_wrong"] + event["frac_mixed"] + event["frac_all_right"] == pytest.approx(1)
     assert evidence == evidence_test
     header, *screened = read_jsonl(tiny_run / "hard" / "screen.jsonl")
     assert header == {"evidence": evidence}
@@ -71,11 +65,8 @@ def test_outer_steps(tiny_run):
         assert len(row["reward_G"]) == len(row["reward_se_G"]) == 3
         assert len({*row["reward_G"], 0.0}) > 2, "figures that are mixed up would not be noticed"
         assert row["window_mean"] == pytest.approx(row["reward_mean"]) == pytest.approx(sum(row["reward_G"]) / 3)
-        assert "exceeds tau -2" in row["reason"]
         assert (row["promoted"], row["accepted"], row["failed_students"]) == (True, 12, 0)
         assert row["sampled"] == 12 + sum(row["rejected"].values())
-        assert 0 <= row["baseline_pass_rate"] <= 1
-        assert row["best_pass_rate"] - row["baseline_pass_rate"] >= max(row["reward_G"]) - 1e-6
         assert set(row["student_first"]) == set(row["student_last"]) == INNER
         # students: 3 datasets x 2 repeats; steps: 2, then 3 after a promotion; then 4 questions x 2, baseline x 3 (at 4, and
         # after a promotion at all 6 of the training half).
@@ -83,7 +74,6 @@ def test_outer_steps(tiny_run):
         before = steps[number - 1]["student_rollouts"] if number else 0
         assert inner == 2 + number
         assert row["student_rollouts"] - before == 6 * inner * 2 * 4 + 6 * 4 * 2 + (6 if number else 4) * 3
-        assert row["seconds"] > 0
 
 
 def test_questions_and_promotion_questions(tiny_run):
@@ -98,18 +88,12 @@ def test_questions_and_promotion_questions(tiny_run):
         assert told == (world.topic(asked), world.solve(asked) is not None, world.solve(asked) == row["answer"])
     for row in steps:
         mine = [q["question"] for q in questions if q["step"] == row["step"]]
-        assert row["distinct_share"] == len(set(mine)) / len(mine)
         assert row["vendi"] == pytest.approx(vendi_score(hashed_ngrams(mine)), abs=1e-6)
-        assert 1.0 < row["vendi"] < len(mine)
     pq = read_jsonl(tiny_run / "pq.jsonl")
     chosen = {(row["step"], row["dataset"]) for row in promotions}
     key = ("step", "dataset", "question", "answer", "reward", "topic", "well_posed", "correct")
     wanted = [[q[k] for k in key] for q in questions if (q["step"], q["dataset"]) in chosen]
     assert [[row[k] for k in key] for row in pq] == wanted
-    for row in promotions:
-        rewards = steps[row["step"]]["reward_G"]
-        assert row["dataset"] == rewards.index(max(rewards))
-        assert row["questions"] == 4
 
 
 def test_evaluations_and_summary(tiny_run):
@@ -135,6 +119,10 @@ def test_evaluations_and_summary(tiny_run):
         search = searched if row["arm"] in ("ps", "pq") else 0
         assert arm["total_tokens"] == sum(arm["tokens"].values()) == trained + search
         assert (arm["attempts"], arm["student_rollouts"]) == (4, budget[row["arm"]])
+    state = read_object(max(tiny_run.glob("state/*/state.json")))[0]["data"]
+    sampled = searched + sum(row["evaluation_tokens"] for row in rows)
+    sampled += sum(step["tokens"] for step in events(tiny_run, "arm_step"))
+    assert state["tokens"] == sampled, "every token after the screening is counted once"
     assert summary["arms"]["pq"]["search_rollouts"] == loop_rollouts
     assert (summary["promotions"], summary["outer_steps"], summary["seed"]) == (2, 2, 0)
     assert set(summary["wall_seconds"]) == {"screen", "loop", "arms", "evaluate"}

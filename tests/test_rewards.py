@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pyarrow as pa
@@ -118,8 +120,8 @@ def test_grounded_rewards_are_the_measured_improvement(reward):
 
 
 def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question(log):
-    sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(7)] for k in range(3)]
-    question_sets = QuestionSets(sets, None, 21, {})  # type: ignore[arg-type]
+    sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(n)] for k, n in enumerate((7, 3, 2))]
+    question_sets = QuestionSets(sets, None, 12, {})  # type: ignore[arg-type]
     config = config_of("shuffled")
     dealt = deal(question_sets, config, 2).problems_G_Q
     for before, after in zip(sets, dealt, strict=True):
@@ -165,10 +167,23 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
         share = (logits / temperature).softmax(-1)[range(len(answer)), answer].mean().item()
         assert reward[0, 0, n].item() == pytest.approx(share, rel=1e-4)
     assert reward.shape == (1, 1, 3) and reward[0, 0, 2] == 0  # who never answers earns nothing
-    marked = rollouts_of(backbone, [*texts[:2], f"{texts[2]}\n{ANSWER_MARK}"] * 2, prompt)
-    made_to = likelihood(env, stack, batch, [1], forced=True)
-    reward = likelihood(env, stack, replace(batch, rollouts=marked), [1])
-    assert made_to.tolist() == reward.tolist() and reward[0, 0, 2] > 0  # as if it had written the mark
+
+
+@pytest.mark.parametrize(("fmt", "text", "gold", "forced", "wanted", "last"), cases("rewards", "dense"))
+def test_what_the_dense_reward_is_asked_of(monkeypatch, fmt, text, gold, forced, wanted, last):
+    """The text that is read, a token a character, and how many of its last tokens count. 40 fit with a prompt of 10."""
+    tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: list(map(ord, text)))
+    backbone = SimpleNamespace(tokenizer=tokenizer, end_ids={ord("$")}, context=40, pad_id=0)
+    chosen = SimpleNamespace(prompts=[[1] * 10], texts=lambda backbone: [text])
+    batch: Any = SimpleNamespace(problems_P_Q=[[Problem("p", "q", gold)]], reward_P_Q_N=torch.zeros(1, 1, 1))
+    batch.rollouts, batch.temperature = SimpleNamespace(select=lambda rows: chosen), 1.0
+    read = Mock(side_effect=lambda *given: torch.arange(given[2].tokens_B_T.shape[1])[None].log())
+    monkeypatch.setattr("soar.loop.rewards.score", read)
+    stack: Any = SimpleNamespace(policies=1, select=lambda policies: None)
+    env: Any = SimpleNamespace(fmt=FORMATS[fmt], backbone=backbone)
+    paid = likelihood(env, stack, batch, forced=forced).item()
+    assert "".join(map(chr, read.call_args.args[2].tokens_B_T[0].tolist())) == wanted
+    assert paid == pytest.approx(len(wanted) - (last + 1) / 2 if last else 0.0), "share t at place t"
 
 
 @pytest.mark.parametrize("mode", ["likelihood", "forced"])

@@ -190,6 +190,9 @@ def test_hints_fade_with_success_and_come_back_without():
         students.note(batch, UpdateStats(zero, zero, zero, no, 2))
         levels.append(state.levels["p"])
     assert levels == [4, 3, 2, 1, 0, 0, 1] and state.metrics[-1]["hint_share"] == 0.25
+    reward, valid = torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[[True, True, False]]])
+    judged = replace(batch, reward_P_Q_N=reward, valid_P_Q_N=valid)
+    assert students.advantages(judged, False).tolist() == [1.0, -1.0, 0.0], "what cannot be scored has no say"
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]
     assert mean_metrics(rows) == {"kl": 0.5, "reward_mean": 2.0}
     assert mean_metrics([rows[1], rows[1] | {"kl": 0.8}], [2, 1])["kl"] == pytest.approx(0.6)

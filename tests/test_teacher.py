@@ -1,6 +1,7 @@
 """One outer step with students of known gains, the corners of the promotion rule, and what becomes of the teacher's texts;
 the teacher never meets a hard problem."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,7 +49,7 @@ def test_known_gains_give_the_known_reward_and_advantages(log):
     # Gains in eighths: (2, 4), (0, 0), (-2, -1).
     assert event["reward_G"] == [3 / 8, 0.0, -1.5 / 8]
     assert event["reward_se_G"] == pytest.approx([1 / 8, 0.0, 0.5 / 8])
-    assert event["reward_mean"] == pytest.approx(0.5 / 8)
+    assert (event["reward_mean"], event["distinct_share"]) == (pytest.approx(0.5 / 8), 3 / 4)
     assert event["student_rollouts"] == 8 * (1 + 6)  # one greedy attempt each, whatever reward.attempts says
     assert [row["reward"] for row in rows] == [3 / 8] * 4 + [0.0] * 4 + [-1.5 / 8] * 4
     (advantage_G_n,) = log.advantages
@@ -120,7 +121,8 @@ def test_promotion_copies_the_chosen_slice_and_its_questions(log):
     assert promotion == {**where, "reward": 5 / 8, "pass_rate": 4 / 8, "baseline_pass_rate": 0.0}
     assert event["promoted"] is True
     assert loop.state.pq == [
-        {"question": f"question 0 1 {i}", "answer": str(i), "step": 0, "dataset": 1, "reward": 5 / 8} for i in range(4)
+        {"question": f"question 0 1 {i % 3}", "answer": str(i), "step": 0, "dataset": 1, "reward": 5 / 8}
+        for i in range(4)
     ]
     assert [row for row in rows if row["dataset"] == 1] == loop.state.pq
     population.tensors["skill"][3] = 99.0
@@ -131,7 +133,8 @@ def test_the_window_restarts_the_baseline_moves_and_the_learning_rate_is_that_of
     # Gains of 1/8 a step over whatever the baseline is; a window of 2 promotes at steps 1 and 3, never at 2.
     skill = [[[gain, gain]] * 3 for gain in (1, 1, 2, 2)]
     optimizer = (f"teacher.optimizer.{key}" for key in ("schedule=cosine", "warmup_steps=2", "lr=0.5"))
-    loop = ScriptedLoop(settings_of("promotion.tau=0.05", "promotion.window=2", "teacher.steps=4", *optimizer), skill)
+    rates = ("student.optimizer.lr=0.8", "student.lr_decay_per_promotion=0.5", *optimizer)
+    loop = ScriptedLoop(settings_of("promotion.tau=0.05", "promotion.window=2", "teacher.steps=4", *rates), skill)
     found = [loop.step()[0] for _ in range(4)]
     assert [step[0]["promoted"] for step in found] == [False, True, False, True]
     assert [step[0]["baseline_pass_rate"] for step in found] == [0.0, 0.0, 1 / 8, 1 / 8]
@@ -139,6 +142,10 @@ def test_the_window_restarts_the_baseline_moves_and_the_learning_rate_is_that_of
     assert loop.state.promotions == 2
     assert [row["step"] for row in loop.state.pq] == [1] * 4 + [3] * 4
     assert log.rates == pytest.approx([0.25, 0.5, 0.5, 0.25])
+    plans, config = loop.plans(loop.question_sets[-1])
+    assert (config.optimizer.lr, {len(plan.batches) for plan in plans}) == (0.2, {3})
+    places = itertools.product(range(3), range(2))
+    assert [plan.seed for plan in plans] == [seeds.derive(0, "student", 4, k, j) for k, j in places]
 
 
 def test_the_baseline_is_measured_once_on_a_question_while_it_stands(log):

@@ -66,6 +66,5 @@ def group_shares(reward_X_N: Tensor) -> dict[str, float]:
     groups = reward_X_N.reshape(-1, reward_X_N.shape[-1])
     same = (groups == groups[:, :1]).all(-1)
     wrong = same & (groups[:, 0] <= 0)
-    count = max(1, len(groups))
     kinds = {"all_wrong": wrong, "all_right": same & ~wrong, "mixed": ~same, "reward_zero_std": same}
-    return {f"frac_{kind}": those.sum().item() / count for kind, those in kinds.items()}
+    return {f"frac_{kind}": those.double().mean().item() for kind, those in kinds.items()}

@@ -235,6 +235,6 @@ def count_block(
     sampling = config.student.sampling.model_copy(update={"temperature": config.evaluate.temperature})
     stack = stack.to(env.backbone.device) if stack is not None else None
     batch = env.rollout(stack, [problems] * policies, attempts, [seed] * policies, sampling)
-    counted = (batch.solved_P_Q_N & batch.valid_P_Q_N, ~batch.rollouts.ended_B, batch.rollouts.length_B)
+    counted = (batch.solved_P_Q_N, ~batch.rollouts.ended_B, batch.rollouts.length_B)
     shape = (policies, len(problems), attempts)
     return np.stack([values.view(shape).sum(-1).cpu().numpy() for values in counted])

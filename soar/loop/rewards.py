@@ -74,7 +74,7 @@ def intrinsic(
 def success_rates(batch: RolloutBatch) -> list[float | None]:
     """Share of the first policy's scorable attempts at each question that are right; None where none can be scored."""
     valid_Q = batch.valid_P_Q_N[0].sum(-1).tolist()
-    solved_Q = (batch.solved_P_Q_N & batch.valid_P_Q_N)[0].sum(-1).tolist()
+    solved_Q = batch.solved_P_Q_N[0].sum(-1).tolist()
     return [solved / valid if valid else None for solved, valid in zip(solved_Q, valid_Q, strict=True)]
 
 
@@ -119,7 +119,7 @@ def likelihood(
         ids += [] if behind else [min(env.backbone.end_ids)]
         fits = reasoning and len(prompt) + len(ids) <= env.backbone.context
         written.append(ids if fits else [])
-        answer_B.append(len(ids) - same if fits else 0)
+        answer_B.append(len(ids) - same)
     length_B, ended_B = torch.tensor([len(ids) for ids in written]), torch.ones(len(written), dtype=torch.bool)
     tokens_B_T = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in written], True, env.backbone.pad_id)
     asked = Rollouts(chosen.prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)

@@ -27,7 +27,7 @@ class RolloutBatch:
     """N attempts of each policy at each of its problems, rows in the order (policy, question, attempt).
 
     temperature: of the draws. reward_P_Q_N: student reward (points). valid_P_Q_N: False where the verdict is unscorable
-    (excluded from means). failed_P: the policy produced NaN or inf. texts: as they were judged.
+    (excluded from means, and never solved). failed_P: the policy produced NaN or inf. texts: as they were judged.
     """
 
     problems_P_Q: list[list[Problem]]
@@ -50,8 +50,7 @@ class RolloutBatch:
 
     def pass_rate_P(self) -> Tensor:
         """Mean over questions and attempts that could be scored [P]."""
-        valid = self.valid_P_Q_N.float()
-        return (self.solved_P_Q_N * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+        return self.solved_P_Q_N.sum((1, 2)) / self.valid_P_Q_N.sum((1, 2)).clamp(min=1)
 
 
 class RolloutEnv:

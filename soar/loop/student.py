@@ -139,10 +139,10 @@ class Training:
         """Count one step, and let hints fade or come back."""
         self.step += 1
         self.failed_P |= stats.failed_P | batch.failed_P
-        correct_P_Q_N = batch.solved_P_Q_N & batch.valid_P_Q_N  # groups, too, are judged on correctness
-        solved_P_Q = correct_P_Q_N.any(-1).tolist()
+        solved_P_Q = batch.solved_P_Q_N.any(-1).tolist()
         for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, step_metrics(batch, stats), strict=True)):
-            row |= group_shares(correct_P_Q_N[p].float().view(-1, plan.copies * correct_P_Q_N.shape[2]))
+            correct_Q_N = batch.solved_P_Q_N[p].float()  # groups, too, are judged on correctness
+            row |= group_shares(correct_Q_N.view(-1, plan.copies * correct_Q_N.shape[1]))
             if plan.hints:
                 for problem, solved in zip(batch.problems_P_Q[p], solved_P_Q[p], strict=True):
                     level = state.levels.get(problem.id, HINT_LEVELS)

@@ -148,7 +148,7 @@ def screen_call(
     env.sampler.on_tokens = tick
     sampling = config.student.sampling.model_copy(update={"temperature": config.screen.temperature})
     result = env.rollout(None, [problems], last - first, [seeds.derive(config.seed, "screen")], sampling, first=first)
-    correct_Q = (result.solved_P_Q_N & result.valid_P_Q_N)[0].sum(-1).tolist()
+    correct_Q = result.solved_P_Q_N[0].sum(-1).tolist()
     truncated_Q = (~result.rollouts.ended_B.view(len(problems), last - first)).sum(-1).tolist()
     return [Screening(right, last - first, cut) for right, cut in zip(correct_Q, truncated_Q, strict=True)]
 
