@@ -26,7 +26,7 @@ from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.student import Plan, Training, TrainState, hinted, inner_steps, mean_metrics, rloo_steps, shuffled_passes
 from soar.run import pipeline
 from soar.run.interrupts import DeviceLost, MemoryShortage, saved_run
-from soar.types import Problem
+from soar.types import Problem, Verdict, Verdicts
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
 SMALL: dict[str, Any] = {"prompts_per_step": 2, "attempts": 6, "sampling": SamplingConfig(max_tokens=8)}
@@ -175,7 +175,7 @@ def test_a_training_that_is_continued_gives_the_same_bytes(adapter, stop):
     assert run([replace(state, failed=True) for state in begun], STEPS)[0].failed  # a failure is remembered
 
 
-def test_hints_fade_with_success_and_come_back_without():
+def test_hints_fade_with_success_and_come_back_without(monkeypatch):
     problem = Problem("p", "question", "0")
     shown = [hinted(problem, "one two three four five six", level).question for level in range(5)]
     assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
@@ -193,6 +193,11 @@ def test_hints_fade_with_success_and_come_back_without():
     reward, valid = torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[[True, True, False]]])
     judged = replace(batch, reward_P_Q_N=reward, valid_P_Q_N=valid)
     assert students.advantages(judged, False).tolist() == [1.0, -1.0, 0.0], "what cannot be scored has no say"
+    monkeypatch.setattr("soar.loop.student.likelihood", lambda *given: torch.full((1, 1, 2), 0.5))
+    students.plans = (replace(plan, likelihood=True),)
+    assert students.pay(SimpleNamespace(scheme="paper"), batch).reward_P_Q_N.tolist() == [[[60.0, 60.0]]]  # type: ignore[arg-type]
+    students.note(batch, UpdateStats(zero, zero, zero, ~no, 2))
+    assert students.failed_P.all(), "NaN in the update alone"
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]
     assert mean_metrics(rows) == {"kl": 0.5, "reward_mean": 2.0}
     assert mean_metrics([rows[1], rows[1] | {"kl": 0.8}], [2, 1])["kl"] == pytest.approx(0.6)
@@ -214,8 +219,6 @@ def test_rows_are_policy_question_attempt(env):
     stack = random_stack(env.backbone, 2)
     problems = [some_problems(3), some_problems(3, first=5)]
     batch = env.rollout(stack, problems, 4, [1, 2], SAMPLING)
-    assert batch.count == 24
-    assert batch.reward_P_Q_N.shape == batch.solved_P_Q_N.shape == batch.valid_P_Q_N.shape == (2, 3, 4)
     written = texts(env, batch)
     for row, (p, q, n) in enumerate(itertools.product(range(2), range(3), range(4))):
         assert batch.rollouts.prompts[row] == tuple(env.prompt(problems[p][q]))
@@ -254,6 +257,21 @@ def test_an_attempt_depends_on_its_problem_and_number_alone(env):
     shared = env.rollout(stack, problems, 4, [3], SAMPLING, threads=3)
     assert (shared.rollouts.prompts, texts(env, shared)) == (alone.rollouts.prompts, texts(env, alone))
     torch.testing.assert_close(shared.rollouts.logprob_B_T, alone.rollouts.logprob_B_T, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(("scheme", "points"), [("binary", [0.9, 0.2, 0.1, 0.0]), ("paper", [120.0, 10.0, 10.0, 0.0])])
+def test_scores_are_rewards_under_binary_and_only_what_cannot_be_scored_is_left_out(env, monkeypatch, scheme, points):
+    verdicts = Verdicts([Verdict.CORRECT, Verdict.WRONG, Verdict.TIMEOUT, Verdict.UNSCORABLE])
+    verdicts.scores = [0.9, 0.2, 0.1, 0.0]
+    monkeypatch.setattr(env, "verifier", SimpleNamespace(check=lambda *given: verdicts))
+    monkeypatch.setattr(env, "scheme", scheme)
+    monkeypatch.setattr("soar.loop.rollout.opens_thinking", lambda *given: scheme == "paper")
+    batch = env.rollout(None, [[Problem("p", "a b", "z")]], 4, [1], SAMPLING)
+    assert batch.reward_P_Q_N.flatten().tolist() == pytest.approx(points)
+    assert batch.valid_P_Q_N.flatten().tolist() == [True, True, True, False], "late is wrong"
+    assert all(text.startswith("<think>") == (scheme == "paper") for text in batch.texts), (
+        "an open block is judged as one"
+    )
 
 
 FAULTS: list[tuple[Exception, type[Exception]]] = [

@@ -215,7 +215,7 @@ class OuterLoop:
         return earned_G, earned_G
 
     def validate(self) -> list[Event]:
-        """Measure a newly promoted student on all of D_train, and keep it as PS if none before was better: its event."""
+        """Measure a newly promoted student on all of D_train, and keep it as PS if all before were worse: its event."""
         state = self.state
         if state.validated >= state.promotions:
             return []
