@@ -141,7 +141,7 @@ def test_a_null_run_says_why_and_only_a_null_run():
             *({"step": step, "kind": "truncation", "message": f"in step {step} students"} for step in (1, 2)),
             *({"step": None, "arm": arm, "kind": "arm fell", "message": f"{arm} fell"} for arm in ("ps", "pq")),
         ],
-        "outer_step": [{"step": step, "window_mean": 0.0} for step in (1, 2)],
+        "outer_step": [{"step": step, "window_mean": mean} for step, mean in ((1, 0.0), (2, -0.01))],
         "arm_step": [{"arm": "hard_only", "frac_mixed": 0.0}, {"arm": "pq", "frac_mixed": 0.1}],
     }
     config = {"promotion": {"tau": 0.01}}
@@ -153,7 +153,10 @@ def test_a_null_run_says_why_and_only_a_null_run():
         "Hard-Only never saw a group with right and wrong attempts, so there was nothing to learn from.",
     ]
     ahead = {**make_run({"ps": PS, "hard_only": HARD}).summary, "paired": paired(0.102, 0.07, 0.134)}
-    assert wording.why_nothing(runs.Run(Path("x"), {"config": config}, ahead, events)) == []
+    equal = {**ahead, "paired": paired(0.0, 0.0, 0.0)}
+    events["promotion"] = [{"step": 1}]
+    told = [wording.why_nothing(runs.Run(Path("x"), {"config": config}, end, events)) for end in (ahead, equal)]
+    assert list(map(len, told)) == [0, 5]
     assert wording.remarks(make_run({"ps": PS}))[0].startswith("Hard-Only was not measured, so nothing here tells")
 
 
@@ -170,8 +173,8 @@ def test_what_the_training_of_the_teacher_was_worth(low, high, worth):
 
 def test_figures_as_text():
     shown = [wording.percent(0.0061), wording.duration(59.6), wording.duration(7500), wording.decimal(-0.5)]
-    shown += [wording.decimal(-0.00001), wording.tokens(12_345_678), wording.whole(True), wording.duration("soon")]
-    expected = ["0.61 %", "59.6 s", "2:05:00", "\u22120.5000", "0.0000", "12.3 M", "\u2013", "\u2013"]
+    shown += [wording.decimal(-0.00001), wording.tokens(12_345_678), wording.whole(True), wording.percent(-0.0061)]
+    expected = ["0.61 %", "59.6 s", "2:05:00", "\u22120.5000", "0.0000", "12.3 M", "\u2013", "\u22120.61 %"]
     assert [text.replace("\u00a0", " ") for text in shown] == expected
 
 

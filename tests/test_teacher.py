@@ -39,7 +39,7 @@ def settings_of(*overrides: str) -> Config:
 
 
 def test_known_gains_give_the_known_reward_and_advantages(log):
-    loop = ScriptedLoop(settings_of(), [[[4, 6], [2, 2], [0, 1]]])
+    loop = ScriptedLoop(settings_of("model.chunk=4"), [[[4, 6], [2, 2], [0, 1]]])
     loop.state.baseline = skills([2.0])
     (event, *more), rows = loop.step()
     assert more == []
@@ -283,9 +283,11 @@ def test_the_commonest_spelling_is_the_label_and_what_equals_it_agrees(env, monk
 def test_questions_are_written_until_enough_of_them_are_voted_for(env, monkeypatch):
     monkeypatch.setattr(env.verifier, "check", lambda *_: pytest.fail("votes are not for the answer as written"))
     texts = [*map(teacher_text, easy_problems(2)), f"{ANSWER_MARK} 8", f"{ANSWER_MARK} 8"]  # two of four votes for 8
-    question_sets = writer(env, texts, tiny_config("teacher.votes=4"))[0].write()
+    loop, sampler = writer(env, texts, tiny_config("teacher.votes=4"))
+    question_sets = loop.write()
     assert [[problem.answer for problem in problems] for problems in question_sets.problems_G_Q] == [["8"] * 4] * 3
-    assert question_sets.tokens > int(question_sets.rollouts.length_B.sum())
+    lengths = [len(env.backbone.tokenizer.encode(text, add_special_tokens=False)) + 1 for text in texts]
+    assert question_sets.tokens == sum(lengths[i % 4] for i in range(sampler.said)), "votes are counted"
 
 
 def test_a_question_is_voted_on_once_in_a_step(env):
