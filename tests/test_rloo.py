@@ -168,7 +168,6 @@ def test_same_advantages_and_same_gradient_of_every_layer(tmp_path):
     reward = torch.tensor([[math.nan if r is None else r for r in REWARDS]]).view(2, ATTEMPTS)
     advantage_B = leave_one_out(reward, ~reward.isnan()).reshape(-1)
     torch.testing.assert_close(advantage_B, batch["advantages"])
-    assert (advantage_B[0].item(), advantage_B[4].item()) == (pytest.approx(120 - 10), 0.0)
     backbone = tiny_backbone("llama", adapter="full")
     stack = backbone.new_stack(0)
     rollouts = handmade_rollouts([prompt for prompt in PROMPTS for _ in range(ATTEMPTS)], COMPLETIONS)

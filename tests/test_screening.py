@@ -297,6 +297,19 @@ def test_evidence_is_tied_to_the_text_of_a_reward_function(source, tmp_path, mon
     assert "verifier changed since the run began" in capsys.readouterr().err
 
 
+OTHERS = (
+    "student.sampling.stop=['x']",
+    "student.sampling.top_p=0.5",
+    "screen.temperature=0.5",
+    "screen.early_stop=true",
+)
+
+
+@pytest.mark.parametrize("key", [*OTHERS, "student.sampling.max_tokens=9", "model.template_options={a=1}"])
+def test_evidence_says_how_attempts_were_drawn(env, key):
+    assert screening.evidence_key(tiny_config(key), env) != screening.evidence_key(tiny_config(), env)
+
+
 def test_words_for_what_plain_rl_sees():
     def words(counts: list[int], **event: float) -> str:
         config = tiny_config("screen.attempts=100", "screen.max_successes=0", "student.attempts=4")
