@@ -61,6 +61,8 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path):
     assert report.dropped[9].detail.endswith("a.jsonl:6")
     with pytest.raises(DataError, match=r"b\.jsonl:2: same question with another answer: answer '3', but '2' at .*:1"):
         load_problems(write(tmp_path / "b.jsonl", [row("q", "2"), row("Q ", "3")]))
+    problems, report = load_problems(write(tmp_path / "c.jsonl", [row("a", "1", id=7), row("b", "2", id=7)]))
+    assert [p.id for p in problems] == ["7", load.fingerprint("b")[:16]] and sum(report.notes.values()) == 1
 
 
 @pytest.mark.parametrize(("name", "content"), cases("data", "ending"))
@@ -84,7 +86,7 @@ def test_files_are_read_as_they_are(tmp_path, origin, fields, question, answer, 
 
 
 def test_what_was_done_to_values_is_in_the_report(tmp_path):
-    solutions = [r"so $\boxed{\frac{1}{2}}$.", r"First \boxed{1}, hence \boxed{2}", "3 + 4 = 7\n#### 1,007", "9"]
+    solutions = [r"so $\boxed{\frac{1}{2}}$.", r"First \boxed{1}, hence \boxed{2}", "#### 6, no:\n#### 1,007", "9"]
     system = {"role": "system", "content": "Think."}
     lines = [{"messages": [system, {"role": "user", "content": f"q{i}"}], "answer": s} for i, s in enumerate(solutions)]
     problems, report = load_problems(write(tmp_path / "a.jsonl", lines))
@@ -200,7 +202,7 @@ def test_split_halves_are_stable_under_reordering_and_depend_on_the_seed():
     assert (len(train), len(test)) == (51, 50)
     assert sorted(p.id for p in train + test) == sorted(p.id for p in problems)
     assert load.split(problems, seed=1)[0] != train
-    assert [len(part) for part in load.split(problems, seed=0, test_share=0.1)] == [91, 10]
+    assert [len(part) for part in load.split(problems, seed=0, test_share=0.7)] == [30, 71]
     for share in (0.01, 0.99):
         assert sorted(map(len, load.split(problems[:2], 0, share))) == [1, 1]
     assert load.find_leaks(train, test) == []

@@ -68,12 +68,8 @@ def test_a_random_model_runs_to_the_end(tmp_path, capsys):
     """With columns under other names than ours: the loader finds them."""
     out = tmp_path / "run"
     rows = [{"problem": f"What is {i} and {i} and 5 ?", "solution": f"think\n#### {2 * i + 5}"} for i in range(8)]
-    place = [
-        "--model",
-        str(save_model(tmp_path / "model")),
-        "--problems",
-        str(write_jsonl(tmp_path / "sums.jsonl", rows)),
-    ]
+    model, sums = save_model(tmp_path / "model"), write_jsonl(tmp_path / "sums.jsonl", rows)
+    place = ["--model", str(model), "--problems", str(sums)]
     assert main(["run", *place, "--out", str(out), "--quiet", *small_sets({})]) == 0, capsys.readouterr().err
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["outer_steps"], summary["promotions"]) == (2, 2)

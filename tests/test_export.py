@@ -135,10 +135,8 @@ def test_a_reward_function_goes_along(boxed, tmp_path, monkeypatch):
     columns = {key: [row.get(key) for row in rows] for key in rows[-1]}
     assert {*columns["data_source"]} == {"x"} and columns["level"][-1] == len(read_jsonl(half)) - 1
     assert reward.accuracy(columns["answer"], **columns) == [1.0] * len(rows)
-    row, reward = (
-        pq.read_table(tmp_path / "verl" / "train.parquet").to_pylist()[0],
-        module_at(tmp_path / "verl" / "reward.py"),
-    )
+    row = pq.read_table(tmp_path / "verl" / "train.parquet").to_pylist()[0]
+    reward = module_at(tmp_path / "verl" / "reward.py")
     scores = [reward.compute_score(row["data_source"], text, "7", row["extra_info"]) for text in ("it is 7", "it is 8")]
     assert scores == [1.0, 0.0] and row["extra_info"]["index"] == 0
 

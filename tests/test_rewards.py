@@ -66,6 +66,7 @@ def test_what_is_read_in_a_teachers_text(name):
     rows = cases("rewards", name)
     assert [[text, read(text, FORMATS[name])] for text, _ in rows] == rows
     assert read(TAGS.teacher_template) is Reason.PLACEHOLDER
+    assert Grader(Domain("tags", TAGS, "math")).read(tags("?", r"\boxed{1/0}")).reason is Reason.UNPARSABLE_ANSWER
     assert {read(tags(q, rf"\boxed{{{a}}}")) for q, a in (("x" * 5_000, "4"), ("?", "1" * 3_000))} == {Reason.TOO_LONG}
 
 

@@ -271,6 +271,7 @@ def test_a_run_uses_the_evidence(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(screening, "screen", lambda *given: pytest.fail("screened again"))
     words = ["run", "tiny", "--quiet", "--problems", str(finished / "hard.jsonl"), "--out", str(tmp_path / "run")]
     short = ["teacher.steps=1", "arms.run=[]", "screen.attempts=40", "problems.question_column=task", "seed=3"]
+    short += ["screen.early_stop=true"]  # which leaves the hard set as it is
     assert main([*words, *SETS, *HARD_ONLY, *sets(*short)]) == 0
     (event,) = events(tmp_path / "run", "screen")
     hard = read_jsonl(finished / "hard.jsonl")

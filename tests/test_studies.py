@@ -214,6 +214,9 @@ def test_counts_that_cannot_be_are_left_out(tmp_path):
         both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 4, [2, bad, 0, 0, 0, 0])]
         arms = collect(study, both, {}, study.model_dump(mode="json"))["arms"]
         assert [row["seeds"] for row in arms] == [[0], [0, 1]], bad
+    (both[1].folder / "summary.json").unlink()
+    arms = collect(study, both, {}, study.model_dump(mode="json"))["arms"]
+    assert [row["seeds"] for row in arms] == [[0], [0]], "an unfinished cell has no results"
     with (both[0].folder / "metrics.jsonl").open("a") as file:
         file.write('{"event": "alarm", "kind": "arm left out", "message": "the arm ps is left out: too dear"}\n')
     study = study.model_copy(update={"primary": ("a:ps", "a:hard_only", 1)})
@@ -232,8 +235,9 @@ def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_sam
     own = cells(toy(tmp_path), tmp_path / "out", ['screen.from_run="before-{seed}"'])
     assert [cell.shares for cell in own] == [None] * 4
     assert {cell.config.screen.from_run for cell in own} == {"before-0", "before-1"}
-    other = toy(tmp_path, TOY.replace("teacher.reward=learnability", "screen.attempts=7"))
-    assert [cell.shares for cell in cells(other, tmp_path / "out", [])] == [None] * 4
+    for key in ("screen.attempts=7", "student.sampling.max_tokens=9"):
+        other = toy(tmp_path, TOY.replace("teacher.reward=learnability", key))
+        assert [cell.shares for cell in cells(other, tmp_path / "out", [])] == [None] * 4
     page = (Path(__file__).parent.parent / "docs" / "quickstart.md").read_text(encoding="utf-8")
     text = page.partition("```toml\n")[2].partition("```")[0].replace("recipe.toml", "tiny")
     every = cells(toy(tmp_path, text), tmp_path / "out", [])

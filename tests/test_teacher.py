@@ -237,9 +237,7 @@ def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env,
     assert (first, voted.name if isinstance(voted, Rejection) else voted.answer) == (other, kept) and tokens > 0
     row = {"question": problem.question, "answer": kept, "agreement": said.count("7") / 5}
     assert isinstance(voted, Rejection) or row_of(voted) == row
-    assert "agreement" not in row_of(replace(problem, extra={"agreement": math.nan})), (
-        "a column of that name is no vote"
-    )
+    assert "agreement" not in row_of(replace(problem, extra={"agreement": math.nan})), "a column is no vote"
     (strict,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], 3, {})
     assert isinstance(strict, Problem) == (said == "77767")
     (any_share,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0"), [problem], 3, {})
@@ -262,10 +260,8 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
     texts = [r"\boxed{B) copper}", r"\boxed{C}", r"\boxed{\text{B}}", "no"]
     monkeypatch.setattr(loop.env, "sample", lambda *_: (SimpleNamespace(length_B=torch.tensor([9])), texts))
     with VerifierPool(choices, workers=1) as loop.env.verifier:
-        assert vote(loop.env, config, list(choices.examples), 3, {}) == (
-            [replace(choices.examples[0], answer="B) copper")],
-            9,
-        )
+        wanted = [replace(choices.examples[0], answer="B) copper")]
+        assert vote(loop.env, config, list(choices.examples), 3, {}) == (wanted, 9)
     loop.env.verifier, texts[:3] = VerifierPool("math"), [r"\boxed{\text{isosceles}}"] * 3
     assert vote(loop.env, config, easy_problems(1), 3, {})[0][0].name == "unparsable_answer"
 
