@@ -202,7 +202,7 @@ def _call(
                 frame: Any = problems
                 rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
                 lines = [f"{_json(_row(row))}\n" for row in rows]
-                (problems := place("problems.jsonl")).write_text("".join(lines), encoding="utf-8")
+                (problems := place("problems.jsonl")).write_text("".join(lines), "utf-8", "backslashreplace")
             if model is not None and not isinstance(model, str | Path):
                 if tokenizer is None or hasattr(model, "peft_config"):
                     with_adapters = "with adapters: expected merged weights (model.merge_and_unload())"

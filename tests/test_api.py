@@ -151,7 +151,7 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
 
 def test_problems_and_models_of_any_kind(tmp_path):
     rows = [{"question": "last 57", "answer": "7", "level": 1.0}, {"question": "last 31", "answer": "1", "level": None}]
-    problems = [soar.Problem(str(i), r["question"], r["answer"], {"level": r["level"]}) for i, r in enumerate(rows)]
+    problems = [soar.Problem("\ud83d", r["question"], r["answer"], {"level": r["level"]}) for r in rows]
     for given in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows), problems):
         read = candidates(config_of("builtin:tiny", given, tmp_path / "run", recipe="tiny")).problems
         levels = [(p.question, p.answer, p.extra["level"]) for p in read]

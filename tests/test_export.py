@@ -196,7 +196,7 @@ def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
     assert tokenizer.encode(question) == backbone.tokenizer.encode(question)
     card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert f"- {'PS' if policy == 'student' else 'PQ'}: " in card and "- Hard-Only: " in card
-    assert "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n" in card, "it can be copied"
+    assert "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n" in card
     assert "base_model:" not in card, "an embedded model is no name on the hub"
 
 

@@ -112,7 +112,7 @@ def test_question_never_yields_control_ids(tokenizer, text):
     harmless = fmt.student_ids(tokenizer, "How many?")
     assert [i for i in ids if i in control(tokenizer)] == [i for i in harmless if i in control(tokenizer)]
     if tokenizer.unk_token_id is None:
-        assert question in tokenizer.decode(ids, skip_special_tokens=False)
+        assert question.replace("\ud83d", "?") in tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def test_fingerprint_changes_with_every_template():
@@ -132,10 +132,7 @@ def test_a_turns_end_of_the_chat_template_ends_a_completion():
     two = CHATML_TEMPLATE.replace("<|im_end|>\n", "{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}\n")
     tokenizer.chat_template = two  # as gpt-oss: another end for the last turn
     assert set(tokenizer.convert_ids_to_tokens(list(turn_end_ids(tokenizer)))) == {"<|im_end|>", "<|endoftext|>"}
-    for template in (
-        "{{ raise_exception('no') }}",
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
-    ):
+    for template in ("{{ raise_exception('no') }}", "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"):
         tokenizer.chat_template = template
         assert turn_end_ids(tokenizer) == frozenset()
 

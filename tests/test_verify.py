@@ -141,10 +141,12 @@ def test_user_function_outcomes(monkeypatch, tmp_path):
     assert dict(zip(expected, verdicts, strict=False)) == expected
     assert verdicts[len(expected) :] == [CORRECT] * 40
     assert levels == [CORRECT, WRONG]
-    (tmp_path / "my_grader.py").write_text("def grade(completions, answer, **kw): return [float(answer == ['7'])]\n")
-    monkeypatch.chdir(tmp_path)
-    with VerifierPool("my_grader:grade", workers=1, timeout_s=20) as pool:
-        assert pool.check(["x", "y"], ["7", "8"]) == [CORRECT, WRONG]
+    (tmp_path / "right.py").write_text("GOLD = ['7']\n")
+    (tmp_path / "mine.py").write_text("from right import GOLD\ndef f(completions, answer): return [answer == GOLD]\n")
+    for folder, name in ((tmp_path, "mine:f"), (tmp_path.parent, f"{tmp_path.name}/mine.py:f")):
+        monkeypatch.chdir(folder)
+        with VerifierPool(name, workers=1, timeout_s=20) as pool:
+            assert pool.check(["x", "y"], ["7", "8"]) == [CORRECT, WRONG]
     for name, message in (("no_such_module:f", "No module named"), ("none.py:f", r"no file none.py \(from ")):
         with VerifierPool(name, workers=1) as pool, pytest.raises(VerifierError, match=message):
             pool.check(["x"], ["7"])

@@ -6,7 +6,6 @@ Its functions see text that a model wrote: `Grader` runs them in worker processe
 import hashlib
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -134,9 +133,9 @@ def load_function(name: str) -> Callable[..., Any]:
 def load_module(name: str) -> tuple[ModuleType, str]:
     """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
     where, _, attribute = name.rpartition(":")
+    folder = Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
+    sys.path[:] = dict.fromkeys([str(folder), *sys.path])  # as for a script: what lies beside it can be imported
     if not where.endswith(".py"):
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
         return importlib.import_module(where), attribute
     if not Path(where).is_file():
         raise VerifierError(f"no file {where} (from {Path.cwd()})")

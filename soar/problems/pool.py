@@ -217,8 +217,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
         outcomes = self._grade("read", cut_texts, [""] * len(texts), {"truncated": truncated})
         for text, given in zip(texts, outcomes, strict=True):
             if isinstance(given, Verdict):
-                late = "reader_timeout" if given is Verdict.TIMEOUT else ""
-                read.append(Rejection(Reason.READER_FAILED, text, late))
+                read.append(Rejection(Reason.READER_FAILED, text, "reader_timeout" if given is Verdict.TIMEOUT else ""))
             elif "reason" in given:
                 read.append(Rejection(Reason(given["reason"]), text, given["detail"]))
             else:

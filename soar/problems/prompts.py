@@ -117,6 +117,7 @@ def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, 
 
     Rendered and encoded in one piece, as the model was trained; in three, the middle one as plain text, only where `text`
     changes the control ids, or the template alters it."""
+    text = text.encode("utf-8", "replace").decode()  # no tokenizer takes a lone surrogate, half of a character
     frame, control = template.replace(slot, SENTINEL), _control_ids(tokenizer, fmt)
     if fmt.turns and getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": frame}]

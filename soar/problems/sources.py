@@ -138,7 +138,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             else:
                 yield Row(where, dict(fields))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+        raise DataError(f"{path}:{start}: not CSV ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -231,8 +231,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     on_hub = not base.startswith("builtin:") and not Path(base).exists()
     given = "".join(f", {key}={value!r}" for key, value in options.items() if value)
     about = {"on_hub": on_hub, "options": given, "results": list(map(held_out, shown))}
-    text = card("weights", run=run, policy=policy, meaning=meaning, base=base, **about)
-    write_atomic(out / "README.md", text)
+    write_atomic(out / "README.md", card("weights", run=run, policy=policy, meaning=meaning, base=base, **about))
     return sorted(out.iterdir())
 
 
