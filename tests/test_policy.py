@@ -135,7 +135,7 @@ def test_what_cannot_be_loaded_or_used_is_named(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=said):
             load_backbone(ModelConfig(path=str(path), device="cpu"))
     words.add_tokens(["extra"])
-    with pytest.raises(ConfigError, match=rf"tokenizer has {len(WORDS) + 1} tokens .* only {len(WORDS)}"):
+    with pytest.raises(ConfigError, match=f"^model.path: {len(WORDS) + 1} tokens in the .* {len(WORDS)} in the output"):
         Backbone(model, words, ModelConfig())
     absent = [("cuda:1", 0, "device; use"), ("cuda:1", 1, "of that number, only 1")]
     strange = [(name, 1, "cuda:N") for name in ("gpu", "meta", "mps", "cuda:1000", "cuda:\u0663")]
