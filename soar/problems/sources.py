@@ -128,12 +128,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     header = next(lines, "")
     comma = max(",;\t", key=header.count)
     reader = csv.DictReader(chain([header], lines), delimiter=comma, skipinitialspace=True, strict=True)
-    start = 2
+    start = 1  # line where a row begins, the header first
     try:
+        columns, start = len(reader.fieldnames or []), reader.line_num + 1
         for fields in reader:
             where, start = f"{path}:{start}", reader.line_num + 1
             if None in fields or None in fields.values():
-                columns = len(reader.fieldnames or [])
                 yield Row(where, {}, f"another number of fields than the {columns} of the header (unquoted comma?)")
             else:
                 yield Row(where, dict(fields))
