@@ -176,9 +176,9 @@ class Backbone:
         self.end_ids = _end_ids(model, tokenizer, self.vocabulary)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
         self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
-        known = {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
-        if not known or len(tokenizer) > self.vocabulary:  # transformers makes up an empty one where there is none
-            found = f"{len(tokenizer)} tokens in the tokenizer ({len(known)} of text), {self.vocabulary} in the output layer"
+        words = len(tokenizer) - len({*tokenizer.all_special_ids})
+        if words < 1 or len(tokenizer) > self.vocabulary:  # transformers makes up an empty one where there is none
+            found = f"{len(tokenizer)} tokens in the tokenizer ({words} of text), {self.vocabulary} in the output layer"
             advice = "save the tokenizer that belongs to the model in its folder, or resize the embeddings first"
             raise ConfigError(f"model.path: {found}; {advice}")
 
