@@ -342,6 +342,8 @@ def export(
       soar export runs/mine --format peft --policy pq --out my-adapter --push me/my-adapter
     """
     peft = form == "peft"
+    if (with_hard or questions != "pq") if peft else policy != "student":
+        raise BadParameter(f"{form}: --questions and --with-hard are of trl, verl and jsonl, --policy of peft")
     files = export_adapter(run, out, policy) if peft else export_questions(run, out, form, questions, with_hard)
     print("\n".join(map(str, files)))
     if push is not None:
