@@ -132,7 +132,7 @@ class FakeExaminer:
         self.backbone.new_stack = lambda seed, policies=1: skills([0.0] * policies)
         self.fmt = SimpleNamespace(name="tiny", teacher_ids=lambda tokenizer, subject: [1])  # without a tokenizer
         self.sampler = self.verifier = self.parallel = None
-        self.threads = 1
+        self.threads, self.tokens = 1, 0
         self.asked: list[list[str]] = []
         self.unscorable = set(unscorable)
 
@@ -144,8 +144,8 @@ class FakeExaminer:
         valid_Q = torch.tensor([problem.id not in self.unscorable for problem in problems_P_Q[0]])
         valid = valid_Q[None, :, None].expand_as(solved)
         verdicts = [Verdict.CORRECT if s else Verdict.WRONG for s in solved.flatten().tolist()]
-        rollouts: Any = SimpleNamespace(length_B=torch.ones(len(verdicts)))
-        return RolloutBatch(problems_P_Q, 1.0, rollouts, verdicts, solved.float(), solved, valid, skill_P.isnan())
+        self.tokens += len(verdicts)
+        return RolloutBatch(problems_P_Q, 1.0, None, verdicts, solved.float(), solved, valid, skill_P.isnan())
 
 
 def hard_problems(count: int) -> list[Problem]:

@@ -175,7 +175,12 @@ def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers
         return real(self, work, *rest)
 
     monkeypatch.setattr(RayParallel, "stream", stream)
-    monkeypatch.setattr(pipeline, "open_parallel", lambda *given: nullcontext(parallel))
+
+    def opened(config: Any, env: Any, say: Any) -> Any:
+        monkeypatch.setattr(parallel, "_env", env)  # that of the run
+        return nullcontext(parallel)
+
+    monkeypatch.setattr(pipeline, "open_parallel", opened)
     run_tiny(tmp_path / "run", source, *SMALL, "cluster.workers=2")
     assert result(tmp_path / "run") == alone
     assert set(done) == {"screen_call", "train_chunk", "measure_chunk", "count_block"}

@@ -5,7 +5,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -233,14 +232,14 @@ def test_written_answers_take_a_gradient_unless_the_loss_is_on_the_question(env,
 def test_votes_give_the_answer_and_leave_out_what_is_too_easy_or_in_dispute(env, said, kept):
     config, (problem,), other = tiny_config("teacher.votes=5"), easy_problems(1), Rejection(Reason.EMPTY, "x")
     loop, _ = writer(env, [f"{ANSWER_MARK} {answer}" if answer != "-" else "no" for answer in said], config)
-    (first, voted), tokens = vote(loop.env, config, [other, problem], 3, {})
-    assert (first, voted.name if isinstance(voted, Rejection) else voted.answer) == (other, kept) and tokens > 0
+    first, voted = vote(loop.env, config, [other, problem], 3, {})
+    assert (first, voted.name if isinstance(voted, Rejection) else voted.answer) == (other, kept) and loop.env.tokens
     row = {"question": problem.question, "answer": kept, "agreement": said.count("7") / 5}
     assert isinstance(voted, Rejection) or row_of(voted) == row
     assert "agreement" not in row_of(replace(problem, extra={"agreement": math.nan})), "a column is no vote"
-    (strict,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], 3, {})
+    (strict,) = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0.7"), [problem], 3, {})
     assert isinstance(strict, Problem) == (said == "77767")
-    (any_share,), _ = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0"), [problem], 3, {})
+    (any_share,) = vote(loop.env, tiny_config("teacher.votes=5", "teacher.agreement=0"), [problem], 3, {})
     assert isinstance(any_share, Problem) == (kept == "7" or said == "78654")
     for wrong in ("teacher.votes=1", "teacher.agreement=0.85"):  # of five votes four are 0.8 and all are too easy
         with pytest.raises(ConfigError, match=r"no number of . votes is that share or more and at most 0\.9"):
@@ -258,20 +257,20 @@ def test_votes_are_read_as_the_domain_reads_answers_and_refused_where_gold_answe
         ):
             teacher_prompt(loop.env, config)
     texts = [r"\boxed{B) copper}", r"\boxed{C}", r"\boxed{\text{B}}", "no"]
-    monkeypatch.setattr(loop.env, "sample", lambda *_: (SimpleNamespace(length_B=torch.tensor([9])), texts))
+    monkeypatch.setattr(loop.env, "sample", lambda *_: (None, texts))
     with VerifierPool(choices, workers=1) as loop.env.verifier:
         wanted = [replace(choices.examples[0], answer="B) copper")]
-        assert vote(loop.env, config, list(choices.examples), 3, {}) == (wanted, 9)
+        assert vote(loop.env, config, list(choices.examples), 3, {}) == wanted
     loop.env.verifier, texts[:3] = VerifierPool("math"), [r"\boxed{\text{isosceles}}"] * 3
-    assert vote(loop.env, config, easy_problems(1), 3, {})[0][0].name == "unparsable_answer"
+    assert vote(loop.env, config, easy_problems(1), 3, {})[0].name == "unparsable_answer"
 
 
 @pytest.mark.parametrize(("said", "kept", "why"), cases("teacher", "spelling"))
 def test_the_commonest_spelling_is_the_label_and_what_equals_it_agrees(env, monkeypatch, said, kept, why):
     loop, texts = writer(env, [], tiny_config())[0], [rf"\boxed{{{s}}}" for s in said]
-    monkeypatch.setattr(loop.env, "sample", lambda *_: (SimpleNamespace(length_B=torch.tensor([9])), texts))
+    monkeypatch.setattr(loop.env, "sample", lambda *_: (None, texts))
     loop.env.verifier = VerifierPool("math")
-    ((voted,), _) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3, {})
+    (voted,) = vote(loop.env, tiny_config("teacher.votes=5"), easy_problems(1), 3, {})
     assert (voted.name if isinstance(voted, Rejection) else voted.answer) == kept, why
 
 
@@ -282,7 +281,7 @@ def test_questions_are_written_until_enough_of_them_are_voted_for(env, monkeypat
     question_sets = loop.write()
     assert [[problem.answer for problem in problems] for problems in question_sets.problems_G_Q] == [["8"] * 4] * 3
     lengths = [len(env.backbone.tokenizer.encode(text, add_special_tokens=False)) + 1 for text in texts]
-    assert question_sets.tokens == sum(lengths[i % 4] for i in range(sampler.said)), "votes are counted"
+    assert loop.state.spent["teacher"] == sum(lengths[i % 4] for i in range(sampler.said)), "votes are counted"
 
 
 def test_a_question_is_voted_on_once_in_a_step(env):
@@ -290,10 +289,11 @@ def test_a_question_is_voted_on_once_in_a_step(env):
     (problem,), config = easy_problems(1), tiny_config("teacher.votes=4")
     other, labels = replace(problem, answer="1"), dict[str, Problem | Rejection]()
     loop, sampler = writer(env, [f"{ANSWER_MARK} {answer}" for answer in "8878"], config)
-    outcomes, tokens = vote(loop.env, config, [problem, other], 3, labels)
-    again, none = vote(loop.env, config, [other, problem], 4, labels)
-    assert [p.answer for p in (*outcomes, *again) if isinstance(p, Problem)] == ["8"] * 4
-    assert (sampler.said, bool(tokens), none) == (4, True, 0)
+    outcomes = vote(loop.env, config, [problem, other], 3, labels)
+    spent = loop.env.tokens
+    outcomes += vote(loop.env, config, [other, problem], 4, labels)
+    assert [p.answer for p in outcomes if isinstance(p, Problem)] == ["8"] * 4
+    assert sampler.said == 4 and loop.env.tokens == spent > 0
 
 
 def test_teacher_error_names_reasons_and_last_outputs(env):

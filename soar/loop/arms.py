@@ -135,7 +135,7 @@ def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dic
     most = {"max_tokens": min(config.arms.hint_tokens, room), "stop": ()}
     sampling = config.teacher.sampling.model_copy(update=most)
     seed_Q = [seeds.derive(config.seed, "arm", "hinted", problem.id) for problem in problems]
-    rollouts = env.sampler.sample(None, Request([prompts], HINT_TRIES, [seed_Q], sampling))
+    rollouts = env.draw(None, Request([prompts], HINT_TRIES, [seed_Q], sampling))
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
     hints = {}
     for k, problem in enumerate(problems):
@@ -176,9 +176,9 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
     prompts = {key: ids for key, ids in prompts.items() if len(ids) + sampling.max_tokens <= env.backbone.context}
     tries, budget = config.teacher.votes or VARIANT_ATTEMPTS, config.arms.tokens
     most = VARIANT_TEXTS * (sampling.max_tokens + tries * config.student.sampling.max_tokens)  # tokens of one problem
-    due, spent, turn, full = list(prompts) * VARIANT_ROUNDS, 0, 0, ""
+    due, before, turn, full = list(prompts) * VARIANT_ROUNDS, env.tokens, 0, ""
     while due and len(kept) < config.arms.questions:
-        count = min(len(prompts), (budget // 2 - spent) // most) if budget else len(prompts)
+        count = min(len(prompts), (budget // 2 - (env.tokens - before)) // most) if budget else len(prompts)
         if count < 1:
             full = f"; half of arms.tokens = {budget} has no room for more"
             material.say(f"variants: {len(kept)} questions{full}")
@@ -187,7 +187,7 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
         seed = seeds.derive(config.seed, "arm", "variants", turn, "text")
         seed_Q = [seeds.derive(seed, key) for key in keys]
         asked_Q = [prompts[key] for key in keys]
-        rollouts = env.sampler.sample(None, Request([asked_Q], VARIANT_TEXTS, [seed_Q], sampling))
+        rollouts = env.draw(None, Request([asked_Q], VARIANT_TEXTS, [seed_Q], sampling))
         texts = rollouts.texts(env.backbone)
         if not fmt.turns:
             heads = (shown[key] for key in keys for _ in range(VARIANT_TEXTS))
@@ -197,15 +197,13 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
         tried = not_held_out("variants", material, list(fresh.values()))
         seed = seeds.derive(config.seed, "arm", "variants", turn, "attempts")
         if config.teacher.votes:
-            outcomes, tokens = vote(env, config, [*tried], seed, labels)
+            outcomes = vote(env, config, [*tried], seed, labels)
             kept |= {p.question: p for p in outcomes if isinstance(p, Problem)}
-            spent += tokens
         elif tried:
             batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [seed], config.student.sampling)
-            spent += batch.tokens
             rates = zip(tried, success_rates(batch), strict=True)
             kept |= {p.question: p for p, rate in rates if rate is not None and 0.3 <= rate <= 0.7}
-        spent, turn = spent + int(rollouts.length_B.sum()), turn + 1
+        turn += 1
     if not kept:
         raise NothingLeft(f"no variant was solved at the rates that are kept{full}")
     return list(kept.values())[: config.arms.questions]

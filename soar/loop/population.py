@@ -21,14 +21,13 @@ Due = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Population:
-    """Trained students: P slices, on the host if they come from workers, who diverged, means over them per step, what was
-    spent, completions of the first one."""
+    """Trained students: P slices, on the host if they come from workers, who diverged, means over them per step, their
+    rollouts, completions of the first one."""
 
     stack: AdapterStack
     failed_P: Tensor
     metrics: list[Metrics]
     rollouts: int
-    tokens: int = 0
     kept: list[Row] = field(default_factory=list)
 
 
@@ -68,8 +67,7 @@ def train_population(
     means_C = [[mean_metrics(rows) for rows in zip(*(s.metrics for s in part), strict=True)] for part in trained]
     metrics = [mean_metrics(rows, list(map(len, trained))) for rows in zip(*means_C, strict=True)]
     stack, failed_P = concat([s.stack for s in students]), torch.tensor([s.failed for s in students])
-    rollouts, tokens = sum(s.rollouts for s in students), sum(s.tokens for s in students)
-    return Population(stack, failed_P, metrics, rollouts, tokens, students[0].kept)
+    return Population(stack, failed_P, metrics, sum(s.rollouts for s in students), students[0].kept)
 
 
 def train_chunk(

@@ -44,10 +44,6 @@ class RolloutBatch:
     def count(self) -> int:
         return len(self.verdicts)
 
-    @property
-    def tokens(self) -> int:
-        return int(self.rollouts.length_B.sum())
-
     def pass_rate_P(self) -> Tensor:
         """Mean over questions and attempts that could be scored [P]."""
         return self.solved_P_Q_N.sum((1, 2)) / self.valid_P_Q_N.sum((1, 2)).clamp(min=1)
@@ -58,7 +54,7 @@ class RolloutEnv:
 
     fmt, verifier: `problems.prompts.PromptFormat`, `problems.pool.VerifierPool`. scheme: student reward, `binary` or `paper`
     (see `student_reward`); under `binary` the scores of a reward function are rewards as they are. threads: of this process,
-    among which work is shared out where there are no worker processes (parallel).
+    among which work is shared out where there are no worker processes (parallel). tokens: drawn so far, by those too.
     """
 
     parallel: Parallel | None = None
@@ -68,6 +64,7 @@ class RolloutEnv:
     ) -> None:
         self.backbone, self.sampler, self.fmt, self.verifier, self.threads = backbone, sampler, fmt, verifier, threads
         self.scheme: Scheme = scheme
+        self.tokens = 0
         self.shared: dict[str, Any] = {}  # columns, see `share`
         self._prompts: dict[str, list[int]] = {}
         self._lock = threading.Lock()
@@ -92,6 +89,13 @@ class RolloutEnv:
         if self.backbone.device.type == "cuda":
             self.sampler.release()
             torch.cuda.empty_cache()  # without gc, which takes 0.3 s: work that ended well leaves no cycles
+
+    def draw(self, stack: AdapterStack | None, request: Request) -> Rollouts:
+        """What the sampler draws, counted."""
+        rollouts = self.sampler.sample(stack, request)
+        with self._lock:
+            self.tokens += int(rollouts.length_B.sum())
+        return rollouts
 
     def sample(
         self,
@@ -120,7 +124,7 @@ class RolloutEnv:
         request = Request(prompts_P_Q, attempts, seed_P_Q, sampling)
 
         def draw(part: slice) -> Rollouts:  # every prompt has its own seed, so the draws are the same in any parts
-            return self.sampler.sample(stack, request.select(part))
+            return self.draw(stack, request.select(part))
 
         if P == 1 and threads > 1:
             size = -(-Q // threads)

@@ -7,7 +7,8 @@ datasets a step, off-policy reuse of teacher samples.
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ from soar.loop.promotion import decide
 from soar.loop.rewards import DENSE, answer_marks, deal, grounded, intrinsic, likelihood, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.loop.student import Plan, at_rate, inner_steps, shuffled_passes
-from soar.loop.write import QuestionSets, TeacherError, row_of, teacher_prompt, up_to_questions, write_questions
+from soar.loop.write import QuestionSets, row_of, teacher_prompt, up_to_questions, write_questions
 from soar.types import Decision, Problem, Trial
 
 Event = dict[str, Any]
@@ -143,13 +144,8 @@ class OuterLoop:
 
     def write(self) -> QuestionSets:
         """Step 1: g * n accepted pairs by rejection sampling; raises TeacherError when max_tries is spent."""
-        try:
-            question_sets = write_questions(self.env, self.state.teacher, self.prompt, self.config, self.state.step)
-        except TeacherError as error:  # after a first step a result, whose arms pay for these texts as well
-            self.state.spent["teacher"] += error.tokens
-            raise
-        self.state.spent["teacher"] += question_sets.tokens
-        return question_sets
+        with self._spends("teacher"):  # also without a result: the arms after it pay for these texts as well
+            return write_questions(self.env, self.state.teacher, self.prompt, self.config, self.state.step)
 
     def plans(self, question_sets: QuestionSets) -> tuple[list[Plan], StudentConfig]:
         """What every student is trained on, in the order (dataset, repeat), and how."""
@@ -172,9 +168,9 @@ class OuterLoop:
         def tick() -> None:
             self.on_inner(min(total, size * next(ticks)), total)
 
-        population = train_population(self.env, state.baseline, plans, config, tick)
+        with self._spends("students"):
+            population = train_population(self.env, state.baseline, plans, config, tick)
         state.student_rollouts += population.rollouts
-        state.spent["students"] += population.tokens
         return population
 
     def measure(self, population: Population) -> Measurement:
@@ -192,9 +188,9 @@ class OuterLoop:
         config, P = self.config, students.policies
         common = (questions, config, seeds.derive(config.seed, "measure", self.state.step))
         tasks = [(students.select(members),) for members in chunks(P, choose_chunk(self.env, P))]
-        measured = spread(self.env, measure_chunk, common, tasks)
-        rates_C, diverged_C, rollouts_C, tokens_C, kept_C = zip(*measured, strict=True)
-        self._measured(sum(rollouts_C), sum(tokens_C))
+        with self._spends("measurement"):
+            rates_C, diverged_C, rollouts_C, kept_C = zip(*spread(self.env, measure_chunk, common, tasks), strict=True)
+        self.state.student_rollouts += sum(rollouts_C)
         return [*itertools.chain(*rates_C)], [*itertools.chain(*diverged_C)], kept_C[0]
 
     def pay(self, question_sets: QuestionSets, measured: Measurement) -> tuple[list[float | None], list[float | None]]:
@@ -209,8 +205,9 @@ class OuterLoop:
         elif kind == "none":
             return [], [None] * len(earned_G)
         elif kind == "learnability":
-            reward_Q, reward_G, batch = intrinsic(self.env, state.baseline, state.step, question_sets, self.config)
-            self._measured(batch.count, batch.tokens)
+            with self._spends("measurement"):
+                reward_Q, reward_G, batch = intrinsic(self.env, state.baseline, state.step, question_sets, self.config)
+            state.student_rollouts += batch.count
             return reward_Q, reward_G
         return earned_G, earned_G
 
@@ -258,17 +255,23 @@ class OuterLoop:
         if missing:
             seed = seeds.derive(self.config.seed, "baseline", state.step)
             attempts, sampling = measured_at(self.config, self.config.reward.baseline_attempts)
-            batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, self.env.threads)
-            self._measured(batch.count, batch.tokens)
+            with self._spends("measurement"):
+                batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, self.env.threads)
+            state.student_rollouts += batch.count
             share_P_Q_N = gold_shares(self.env, state.baseline, batch, self.config)
             rates_Q = success_rates(batch) if share_P_Q_N is None else share_P_Q_N[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
         return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
 
-    def _measured(self, rollouts: int, tokens: int) -> None:
-        self.state.student_rollouts += rollouts
-        self.state.spent["measurement"] += tokens
+    @contextmanager
+    def _spends(self, kind: str) -> Iterator[None]:
+        """Within the block, tokens are drawn for this; they count whatever comes of it."""
+        before = self.env.tokens
+        try:
+            yield
+        finally:
+            self.state.spent[kind] += self.env.tokens - before
 
     def _event(
         self, sets: QuestionSets, students: Population, measured: Measurement, decision: Decision, learnt: Event
@@ -334,8 +337,8 @@ def measured_at(config: Config, attempts: int) -> tuple[int, SamplingConfig]:
 
 def measure_chunk(
     env: RolloutEnv, tick: Tick, questions: list[Problem], config: Config, seed: int, students: AdapterStack
-) -> tuple[list[float], list[bool], int, int, list[Row]]:
-    """(pass rates, who diverged, rollouts, tokens, some attempts of the first) of a few students on the reward questions.
+) -> tuple[list[float], list[bool], int, list[Row]]:
+    """(pass rates, who diverged, rollouts, some attempts of the first) of a few students on the reward questions.
 
     With reward.mode = likelihood or forced the mean likelihood of the gold answers stands for the pass rate.
     """
@@ -344,7 +347,7 @@ def measure_chunk(
     batch = env.rollout(stack, [questions] * P, attempts, [seed] * P, sampling)
     share_P_Q_N = gold_shares(env, stack, batch, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
-    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, batch.tokens, keep(env, batch)
+    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, keep(env, batch)
 
 
 def gold_shares(env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, config: Config) -> Tensor | None:

@@ -19,11 +19,7 @@ Outcome = Problem | Rejection
 
 
 class TeacherError(UserError):
-    """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs. tokens: generated."""
-
-    def __init__(self, message: str, tokens: int = 0) -> None:
-        super().__init__(message)
-        self.tokens = tokens
+    """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,6 @@ class QuestionSets:
     rollouts: Rollouts
     sampled: int
     rejected: dict[str, int]
-    tokens: int = 0  # generated, those of texts that were drawn and not looked at included
     kept: list[Row] = field(default_factory=list)  # the first SHOWN texts of each outcome
 
 
@@ -65,20 +60,18 @@ def write_questions(
     wanted = config.datasets * config.questions
     accepted, kept, last, shown = list[Problem](), list[Rollouts](), list[str](), list[Row]()
     rejected, labels = Counter[str](), dict[str, Outcome]()
-    sampled = attempt = tokens = 0
+    sampled = attempt = 0
     while len(accepted) < wanted:
         if sampled >= config.max_tries * wanted:
-            raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last), tokens)
+            raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
         rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
         seed = seeds.derive(run.seed, "teacher", step, attempt)
         attempt += 1
-        rollouts = env.sampler.sample(teacher, Request([[prompt]], count, [[seed]], config.sampling))
-        tokens += int(rollouts.length_B.sum())
+        rollouts = env.draw(teacher, Request([[prompt]], count, [[seed]], config.sampling))
         texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-        outcomes, spent = vote(env, run, read_pairs(env, run, texts, ended), seed, labels)
-        tokens, rows = tokens + spent, []
-        for row, outcome in enumerate(outcomes):
+        rows = []
+        for row, outcome in enumerate(vote(env, run, read_pairs(env, run, texts, ended), seed, labels)):
             if len(accepted) == wanted:
                 break
             sampled += 1
@@ -94,7 +87,7 @@ def write_questions(
         if rows:
             kept.append(rollouts.select(rows))
     sets = [accepted[first : first + config.questions] for first in range(0, wanted, config.questions)]
-    return QuestionSets(sets, join(kept), sampled, dict(rejected), tokens, shown)
+    return QuestionSets(sets, join(kept), sampled, dict(rejected), shown)
 
 
 def up_to_questions(backbone: Backbone, sets: QuestionSets) -> Rollouts:
@@ -138,19 +131,19 @@ def can_vote(env: RolloutEnv) -> bool:
 
 def vote(
     env: RolloutEnv, config: Config, outcomes: list[Outcome], seed: int, labels: dict[str, Outcome]
-) -> tuple[list[Outcome], int]:
-    """The pairs with the answer that most of teacher.votes attempts of the base model give, and the tokens generated.
+) -> list[Outcome]:
+    """The pairs with the answer that most of teacher.votes attempts of the base model give.
 
     The commonest spelling is the label, what equals it agrees. Left out where less than teacher.agreement of them do, or more
     than TOO_EASY, or where it would not be accepted from a teacher. Labels and window as in R-Zero (arXiv 2508.05004).
     Without votes the pairs are as written. labels: what came of the step's questions so far, added to: one is voted on once.
     """
-    votes, tokens = config.teacher.votes, 0
+    votes = config.teacher.votes
     fresh = {o.question: o for o in outcomes if votes and isinstance(o, Problem) and o.question not in labels}
     if asked := list(fresh.values()):
         place, sampling = seeds.derive(seed, "votes"), config.student.sampling
-        rollouts, texts = env.sample(None, [asked], votes, [place], sampling, env.threads)
-        answers, tokens = env.verifier.read_answers(texts), int(rollouts.length_B.sum())
+        _, texts = env.sample(None, [asked], votes, [place], sampling, env.threads)
+        answers = env.verifier.read_answers(texts)
         given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
         chosen_Q = [max(given, key=given.__getitem__, default="") for given in given_Q]
         voted = [replace(problem, answer=answer) for problem, answer in zip(asked, chosen_Q, strict=True)]
@@ -159,7 +152,7 @@ def vote(
         shares = [sum(v.solved for v in verdicts[k * votes : (k + 1) * votes]) / votes for k in range(len(voted))]
         judged = zip(voted, shares, env.verifier.usable(voted), strict=True)
         labels |= {problem.question: _window(config, problem, share, usable) for problem, share, usable in judged}
-    return [labels.get(o.question, o) if isinstance(o, Problem) else o for o in outcomes], tokens
+    return [labels.get(o.question, o) if isinstance(o, Problem) else o for o in outcomes]
 
 
 def _window(config: Config, problem: Problem, share: float, usable: bool) -> Outcome:

@@ -415,12 +415,11 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
     if len(fitting) < FEWEST:
         message = f"{left_out:,} of {len(problems):,} problems {context}"
         return Finding("student", "FAIL", message, "lower student.sampling.max_tokens, or take another model")
-    asked, tokens = fitting[:: max(1, len(fitting) // ASKED)][:ASKED], Counter[str]()
+    asked, before = fitting[:: max(1, len(fitting) // ASKED)][:ASKED], env.tokens
 
     def attempts(first: int, count: int) -> list[list[Row]]:
         part = asked[first : first + count]
         batch = env.rollout(None, [part], ATTEMPTS, [seed], sampling)
-        tokens["sampled"] += batch.tokens
         rows = keep(env, batch, n=batch.count)
         return [rows[i : i + ATTEMPTS] for i in range(0, len(rows), ATTEMPTS)]
 
@@ -437,7 +436,7 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
     fits, advice = (what_fits(correct / count, config), "") if cause == "difficulty" else ("", advice)
     flat.sort(key=lambda row: (row["outcome"] == "right", row["outcome"] != main))  # first those that earned nothing
     found: Row = {"correct": correct, "count": count, "wanted": ATTEMPTS * len(asked), "seconds": STUDENT_SECONDS}
-    found |= {"outcomes": outcomes.most_common(), "sampled": tokens["sampled"], "left_out": left_out, "fits": fits}
+    found |= {"outcomes": outcomes.most_common(), "sampled": env.tokens - before, "left_out": left_out, "fits": fits}
     found |= {"shown": flat[:SHOWN], "context": context, "error": env.verifier.last_error}
     message, *details = fill("check/student.txt", causes=OUTCOMES, clipped=clipped, **found).split("\n")
     counts = {"correct": correct, **outcomes}
@@ -449,17 +448,14 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     from soar.engine.rollouts import Request
     from soar.loop.write import read_pairs, teacher_prompt, vote
 
-    teacher, seed, tokens = config.teacher, seeds.derive(config.seed, "check", "teacher"), Counter[str]()
+    teacher, seed, before = config.teacher, seeds.derive(config.seed, "check", "teacher"), env.tokens
     prompt = teacher_prompt(env, config)
 
     def pairs(first: int, count: int) -> list[Any]:
         request = Request([[prompt]], count, [[seeds.skip(seed, first)]], teacher.sampling)
-        rollouts = env.sampler.sample(None, request)
-        tokens["sampled"] += int(rollouts.length_B.sum())
+        rollouts = env.draw(None, request)
         written = read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist())
-        outcomes, spent = vote(env, config, written, seeds.skip(seed, first), {})
-        tokens["sampled"] += spent
-        return outcomes
+        return vote(env, config, written, seeds.skip(seed, first), {})
 
     outcomes = in_time(env, TEACHER_SECONDS, samples, pairs)
     rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
@@ -469,7 +465,7 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
         name = reasons[0][0]
         hint = HINTS.get(name, f"the domain refuses its problems ({name}): say in the teacher prompt what is asked for")
     found: Row = {"accepted": accepted, "sampled": sampled, "wanted": samples, "seconds": TEACHER_SECONDS}
-    found |= {"needed": teacher.datasets * teacher.questions, "tokens": tokens["sampled"], "reasons": reasons}
+    found |= {"needed": teacher.datasets * teacher.questions, "tokens": env.tokens - before, "reasons": reasons}
     message, *details = fill("check/teacher.txt", rejections=rejections, **found).split("\n")
     if not accepted:
         status = "unknown" if sampled < min(samples, ENOUGH) else "FAIL"

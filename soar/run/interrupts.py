@@ -160,17 +160,3 @@ def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int
 def trust_word(folder: Path) -> str:
     """What a command needs for a run whose config names code, all of which this process runs already."""
     return " --trust-run" if named_code(read_object(folder / "manifest.json")[0].get("config")) else ""
-
-
-class TokenMeter:
-    """Counts the tokens of what a sampler samples from here on, on any thread."""
-
-    def __init__(self, sampler: Any) -> None:
-        self.tokens, self._lock, self._sample = 0, threading.Lock(), sampler.sample
-        sampler.sample = self._counted
-
-    def _counted(self, *arguments: Any) -> Any:
-        rollouts = self._sample(*arguments)
-        with self._lock:
-            self.tokens += int(rollouts.length_B.sum())
-        return rollouts

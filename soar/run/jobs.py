@@ -76,7 +76,7 @@ class FileLoop(OuterLoop):
             state.written = {"step": state.step, "sets": asdict(sets)}
             self.save()
             return sets
-        saved = written["sets"]
+        saved = {key: value for key, value in written["sets"].items() if key != "tokens"}  # which was there once
         rollouts = Rollouts(**saved["rollouts"] | {"prompts": tuple(map(tuple, saved["rollouts"]["prompts"]))})
         problems_G_Q = [[Problem(**row) for row in rows] for rows in saved["problems_G_Q"]]
         return QuestionSets(**saved | {"problems_G_Q": problems_G_Q, "rollouts": rollouts})

@@ -30,7 +30,7 @@ from soar.report.watch import step_lines
 from soar.run import folder as review
 from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.folder import ADVICE, RunFolder, write_hashes
-from soar.run.interrupts import Stopped, StopRequest, TokenMeter, limit_reached, resume_command, saved_run
+from soar.run.interrupts import Stopped, StopRequest, limit_reached, resume_command, saved_run
 from soar.run.jobs import FileLoop
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
@@ -78,16 +78,14 @@ class Run:
                 arms.real_problems(self.env, self.config, material)
         self._find_hard(first=checkpoint is None)
         self._count_seconds("screen")
-        self.meter = TokenMeter(self.env.sampler)  # the screening is not counted
+        self.env.tokens = 0  # the screening is not counted
         if checkpoint is None:
             self._save()
         else:
             screening = self.state.seconds["screen"]
             self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
             self.state.seconds["screen"] += screening
-        self.meter.tokens = self.state.tokens
-        if self.env.parallel is not None:
-            self.env.parallel.meter = self.meter
+        self.env.tokens = self.state.tokens
         stages = (self._loop, self._arms, lambda: self._evaluate(self.state.arms))
         for name, stage, then in zip(STAGES, stages, STAGES[1:], strict=False):
             if self.state.stage == name:
@@ -284,7 +282,7 @@ class Run:
 
     def _plan(self, arm: str, material: arms.Material) -> Plan:
         """What an arm trains on, written down in its folder. Raises NothingLeft, TeacherError."""
-        config, before = self.config, self.meter.tokens
+        config, before = self.config, self.env.tokens
         questions = arms.training_questions(arm, self.env, config, material)
         if arm == "real" and self.real:
             self.folder.note_hashes(real=digest([row_of(p) for p in self.real]))
@@ -296,13 +294,13 @@ class Run:
         rows += [{**row_of(p), "hint": hints[p.id]} for p in hinted]
         if rows:
             write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
-        budget, search, took = config.arms.tokens, self._search_tokens(arm), self.meter.tokens - before
+        budget, search, took = config.arms.tokens, self._search_tokens(arm), self.env.tokens - before
         if 0 < budget <= search + took:
             advice = "raise it, or lower teacher.steps, arms.questions or arms.hint_tokens"
             spent = f"its search ({search} tokens) and preparation ({took}) took all of arms.tokens = {budget}"
             raise arms.NothingLeft(f"{spent}; {advice}")
         if arm in self.state.arm_tokens:
-            self.meter.tokens = before  # counted before this run was resumed
+            self.env.tokens = before  # counted before this run was resumed
         self.state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
         steps = config.arm_steps(arm, self.state.loop.student_rollouts)
         plan = arms.arm_plan(arm, config, self.hard_train, questions, steps)
@@ -386,7 +384,7 @@ class Run:
     def _save(self, then: str = "") -> None:
         """A checkpoint. then: the stage that comes next, where one is over."""
         self._count_seconds(self.state.stage)
-        self.state.stage, self.state.tokens = then or self.state.stage, self.meter.tokens
+        self.state.stage, self.state.tokens = then or self.state.stage, self.env.tokens
         self.folder.save(to_checkpoint(self.state))
 
 

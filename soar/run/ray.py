@@ -22,7 +22,7 @@ from soar.config import Config, ConfigError
 from soar.files import scrub
 from soar.loop.parallel import Parallel, Task, Tick, no_tick
 from soar.loop.rollout import RolloutEnv
-from soar.run.interrupts import TokenMeter, is_device_lost
+from soar.run.interrupts import is_device_lost
 from soar.run.setup import cores_of, open_env
 from soar.types import VERSION, Interrupted, UserError, import_extra
 
@@ -59,7 +59,6 @@ class Worker:
                 f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
                 "where one has a GPU and the other has none"
             )
-        self.meter = TokenMeter(env.sampler)
         return env
 
     def open(self) -> tuple[int, str]:
@@ -71,14 +70,14 @@ class Worker:
         self.env.shared, common = given  # of the driver's env, and what all pieces have in common
         self.env.sampler.on_tokens = no_tick
         ticks: list[None] = []
-        started, before = time.monotonic(), self.meter.tokens
+        started, before = time.monotonic(), self.env.tokens
         try:
             value = work(self.env, lambda tokens=0: ticks.append(None), *common, *task)
         except RuntimeError as error:
             if is_device_lost(error):
                 os._exit(1)
             raise
-        tokens, seconds = self.meter.tokens - before, time.monotonic() - started
+        tokens, seconds = self.env.tokens - before, time.monotonic() - started
         return Reply(self.number, os.getpid(), key, value, tokens, seconds, len(ticks))
 
 
@@ -141,7 +140,6 @@ class RayParallel:
 
     def __init__(self, config: Config, env: RolloutEnv, threads: int, say: Callable[[str], None]) -> None:
         self.config, self.cluster, self.say = config, config.cluster, say
-        self.meter: TokenMeter | None = None
         self.gpus = self.cluster.gpus if self.cluster.gpus is not None else float(env.backbone.device.type == "cuda")
         self.actors: list[Any] = []
         self.pids: dict[int, int] = {}  # number of a worker -> its process
@@ -251,8 +249,7 @@ class RayParallel:
                     self.pids[reply.number] = reply.pid
                 for _ in range(reply.ticks):
                     tick()
-                if self.meter is not None:
-                    self.meter.tokens += reply.tokens
+                self._env.tokens += reply.tokens
                 yield reply.key, reply.value
             if self.gpus and self._open == [name]:  # this process may share one with a worker
                 with self._errors():
