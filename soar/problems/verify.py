@@ -258,7 +258,7 @@ def _verdict(same: bool) -> Verdict:
 
 def compare_exact(answer: str, gold: str) -> Verdict:
     """Equal text, up to whitespace."""
-    return _verdict(answer == gold or answer.split() == gold.split())
+    return _verdict(answer.split() == gold.split())
 
 
 def compare_choice(answer: str, gold: str) -> Verdict:
