@@ -30,7 +30,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, and cut off in at most this share of them
 # Cells of study maths -> what stands before the names of their arms.
 VARIANTS = {"soar": "", "untrained": "select_only_", "cheaper": "", "written": "as_written_", "kl": "kl_",
-            "variants": "", "alone": ""}  # fmt: skip
+            "variants": "", "alone": "", "rank4": "rank4_", "rank64": "rank64_"}  # fmt: skip
 COMPARED = [("pq", "hard_only"), ("ps", "hard_only"), ("pq", "select_only_pq"), ("ps", "select_only_ps"),
             ("select_only_pq", "hard_only"), ("hard_only", "base"), ("pq", "base_t"), ("base_t", "hard_only"),
             ("hard_only_128", "hard_only"), ("hinted", "hard_only"),
