@@ -156,13 +156,17 @@ def near(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5 * size)
 
 
-PAIRS = [*((name, "lora") for name in ARCHITECTURES if name != "mistral"), ("qwen2", "full"), ("gemma2", "full")]
+PAIRS = [*((name, "lora", False) for name in ARCHITECTURES if name != "mistral"), ("qwen2", "lora", True)]
+PAIRS += [("gemma2", "lora", True), ("qwen2", "full", False), ("gemma2", "full", False)]
 
 
-@pytest.mark.parametrize(("name", "adapter"), PAIRS)
-def test_outputs_and_gradients_equal_peft(name, adapter, tmp_path):
+@pytest.mark.parametrize(("name", "adapter", "joined"), PAIRS)
+def test_outputs_and_gradients_equal_peft(name, adapter, joined, tmp_path):
     """PEFT's model of every policy, from what we save and read back bit for bit. There a full delta is an exact LoRA."""
     backbone = tiny_backbone(name, adapter=adapter)
+    if joined:
+        backbone.join()
+        assert sum(len(layer.behind) for layer in backbone.layers.values()) == 6
     stack = random_stack(backbone, POLICIES).trainable()
     logits = logits_of(backbone, stack, inputs())
     (logits * weights()).sum().backward()

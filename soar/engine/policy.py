@@ -32,6 +32,8 @@ from soar.files import no_file
 DAMAGE = (
     OSError, LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, re.error, SafetensorError,
 )  # fmt: skip
+# Layers that one input passes through, one after another: joined, its low-rank products read it once
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Keys of PEFT's LoraConfig with which A and B alone, added everywhere, are another policy
 NOT_PLAIN = ("alora_invocation_tokens", "use_dora", "lora_bias", "kasa_config", "use_bdlora", "modules_to_save")
 
@@ -95,13 +97,20 @@ class AdapterStack:
             out_P_N_O = torch.bmm(x_P_N_I, self._full_weight(name, base).to(x.dtype))
             if base.bias is not None:
                 out_P_N_O = out_P_N_O + base.bias
-        else:
+        elif type(base) is nn.Linear:
+            return self.apply_joined({name: base}, x)[0]
+        else:  # a layer with a forward pass of its own
             a_P_I_r, b_P_r_O = (self.tensors[f"{name}.{part}"].to(x.dtype) for part in "AB")
-            if type(base) is nn.Linear:
-                out_P_N_O = _LowRank.apply(x_P_N_I, base.weight, base.bias, a_P_I_r, b_P_r_O, self.scale)
-            else:  # a layer with a forward pass of its own
-                out_P_N_O = base(x_P_N_I).baddbmm(torch.bmm(x_P_N_I, a_P_I_r), b_P_r_O, alpha=self.scale)
+            out_P_N_O = base(x_P_N_I).baddbmm(torch.bmm(x_P_N_I, a_P_I_r), b_P_r_O, alpha=self.scale)
         return out_P_N_O.reshape(*x.shape[:-1], base.out_features)
+
+    def apply_joined(self, layers: dict[str, nn.Linear], x: Tensor) -> list[Tensor]:
+        """Outputs of linear layers of the same rows x [P*B, ..., in], as `apply` gives them one by one for lora."""
+        parts = list[Tensor | None]()
+        for name, base in layers.items():
+            parts += [base.weight, base.bias, *(self.tensors[f"{name}.{part}"].to(x.dtype) for part in "AB")]
+        out_G = _LowRank.apply(x.reshape(self.policies, -1, x.shape[-1]), self.scale, *parts)
+        return [out.reshape(*x.shape[:-1], -1) for out in out_G]
 
     def _full_weight(self, name: str, base: nn.Linear) -> Tensor:
         """Base weight plus delta [P, in, out]; kept between calls while no gradient is taken (see `Backbone.use`)."""
@@ -114,26 +123,34 @@ class AdapterStack:
 
 
 class _LowRank(torch.autograd.Function):
-    """x W^T + bias + scale (x A) B for frozen W: the parts of a gradient are summed inside the products."""
+    """x W^T + bias + scale (x A) B for frozen W, of several layers: the parts of a gradient are summed inside the products.
+
+    parts: weight [O, I], bias, A [P, I, r] and B [P, r, O] of each layer.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        x_P_N_I, weight_O_I, bias, a_P_I_r, b_P_r_O, scale = given
-        low_P_N_r = torch.bmm(x_P_N_I, a_P_I_r)
-        ctx.save_for_backward(x_P_N_I, low_P_N_r, weight_O_I, a_P_I_r, b_P_r_O)
+    def forward(ctx: Any, x_P_N_I: Tensor, scale: float, *parts: Any) -> tuple[Tensor, ...]:
+        weights, biases, factors_a, factors_b = (parts[i::4] for i in range(4))
+        a_P_I_R = torch.cat(factors_a, 2)
+        low_P_N_R = torch.bmm(x_P_N_I, a_P_I_R)
+        ctx.save_for_backward(x_P_N_I, low_P_N_R, a_P_I_R, *weights, *factors_b)
         ctx.scale = scale
-        return functional.linear(x_P_N_I, weight_O_I, bias).baddbmm_(low_P_N_r, b_P_r_O, alpha=scale)
+        layers = zip(weights, biases, low_P_N_R.chunk(len(weights), 2), factors_b, strict=True)
+        return tuple(functional.linear(x_P_N_I, w, bias).baddbmm_(low, b, alpha=scale) for w, bias, low, b in layers)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        slope_P_N_O, (x_P_N_I, low_P_N_r, weight_O_I, a_P_I_r, b_P_r_O) = gradients[0], ctx.saved_tensors
-        back_P_N_r = torch.bmm(slope_P_N_O, b_P_r_O.mT)
-        slope_a = torch.bmm(x_P_N_I.mT, back_P_N_r).mul_(ctx.scale)
-        slope_b = torch.bmm(low_P_N_r.mT, slope_P_N_O).mul_(ctx.scale)
-        slope_x = None
+    def backward(ctx: Any, *slope_G: Tensor) -> Any:
+        (x_P_N_I, low_P_N_R, a_P_I_R, *rest), G = ctx.saved_tensors, len(slope_G)
+        weights, factors_b, low_G, slope_x = rest[:G], rest[G:], low_P_N_R.chunk(G, 2), None
+        back_P_N_R = torch.cat([torch.bmm(slope, b.mT) for slope, b in zip(slope_G, factors_b, strict=True)], 2)
+        slope_a_G = torch.bmm(x_P_N_I.mT, back_P_N_R).mul_(ctx.scale).chunk(G, 2)
+        slope_b_G = [torch.bmm(low.mT, slope).mul_(ctx.scale) for low, slope in zip(low_G, slope_G, strict=True)]
         if ctx.needs_input_grad[0]:
-            slope_x = torch.matmul(slope_P_N_O, weight_O_I).baddbmm_(back_P_N_r, a_P_I_r.mT, alpha=ctx.scale)
-        return slope_x, None, None, slope_a, slope_b, None
+            slope_x = torch.matmul(slope_G[0], weights[0])
+            for slope, weight in zip(slope_G[1:], weights[1:], strict=True):
+                slope_x.flatten(0, 1).addmm_(slope.flatten(0, 1), weight)
+            slope_x.baddbmm_(back_P_N_R, a_P_I_R.mT, alpha=ctx.scale)
+        return slope_x, None, *(s for pair in zip(slope_a_G, slope_b_G, strict=True) for s in (None, None, *pair))
 
 
 def concat(stacks: list[AdapterStack]) -> AdapterStack:
@@ -149,10 +166,19 @@ class StackedLinear(nn.Module):
     def __init__(self, name: str, base: nn.Linear, active: ContextVar[AdapterStack | None]) -> None:
         super().__init__()
         self.name, self.base, self._active = name, base, active
+        self.behind: list[StackedLinear] = []  # what x passes through next (see `Backbone.join`)
+        self.ready: tuple[Tensor, Tensor] | None = None  # x and its output, where the layer before gave it
 
     def forward(self, x: Tensor) -> Tensor:
-        stack = self._active.get()
-        return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
+        stack, ready, self.ready = self._active.get(), self.ready, None
+        if ready is not None and ready[0] is x:
+            return ready[1]
+        if stack is None or not self.behind or not torch.is_grad_enabled():
+            return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
+        out, *outs = stack.apply_joined({layer.name: layer.base for layer in (self, *self.behind)}, x)
+        for layer, other in zip(self.behind, outs, strict=True):
+            layer.ready = (x, other)
+        return out
 
 
 class Backbone:
@@ -170,6 +196,8 @@ class Backbone:
         self.device, self.dtype = model.device, model.dtype
         self._active: ContextVar[AdapterStack | None] = ContextVar("active", default=None)
         self.layers = self._wrap_linears()
+        if self.device.type == "cuda" and config.adapter == "lora":  # elsewhere the bits of a step would be others
+            self.join()
         self.micro_batch_tokens = config.micro_batch_tokens
         self.recomputing = False
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -197,6 +225,14 @@ class Backbone:
         for name, layer in wrapped.items():
             self.model.set_submodule(name, layer)
         return wrapped
+
+    def join(self) -> None:
+        """From here on layers of one input learn together: it is read once, its gradients are summed in the products."""
+        for first, *others in JOINED:
+            for name, layer in self.layers.items():
+                behind = [self.layers.get(name.removesuffix(first) + other) for other in others]
+                if name.endswith(f".{first}") and all(x and type(x.base) is nn.Linear for x in (layer, *behind)):
+                    layer.behind = [x for x in behind if x]
 
     @property
     def shapes(self) -> list[Any]:
