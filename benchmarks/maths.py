@@ -176,7 +176,7 @@ def with_votes(folder: Path) -> None:
     print(
         f"tokens an attempt and problems solved, eight students: r {r:.2f}; differences within seeds: r {r_apart:.2f}"
     )
-    alone = ("pq", "select_only_pq", "base_t", "variants", "variants_as_written")
+    alone = ("pq", "select_only_pq", "base_t", "as_written_base_t", "kl_base_t", "variants", "variants_as_written")
     still = ("base", "ps", "select_only_ps", "hard_only")
     for name, group in (("all students of questions alone", alone), ("base, plain RL and PS", still)):
         pairs = [(lengths[arm][s], n) for arm in group for s, n in solved.get(arm, {}).items()]
