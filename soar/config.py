@@ -321,8 +321,8 @@ class Config(Section):
         votes, least = self.teacher.votes, self.teacher.agreement
         window = not votes or any(least <= k / votes <= TOO_EASY for k in range(1, votes))
         for message, fits in {
-            f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold / or \\; "
-            "a run is put elsewhere by --out": plain_name,
+            f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold /, \\ or "
+            "what cannot be printed; a run is put elsewhere by --out": plain_name,
             f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "
             "evaluate.attempts or drop the larger k": max(ks) <= self.evaluate.attempts,
             "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; set "

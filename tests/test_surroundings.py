@@ -78,7 +78,7 @@ def shell(line: str, **variables: str) -> tuple[int, str, str]:
     """Exit code of the first command of a pipe, standard output and error. `soar` is this checkout's."""
     script = "set -o pipefail; " + line.replace("soar ", f"{shlex.quote(sys.executable)} -m soar.cli ", 1)
     done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
+        ["bash", "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120, cwd=ROOT
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -91,10 +91,16 @@ def held(run: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("command", "unbuffered"), [("run --dry-run", ""), ("watch RUN --once", "1")])
-def test_a_reader_that_has_gone_is_no_error(held, command, unbuffered):
-    line = f"soar {command.replace('RUN', shlex.quote(str(held)))} | true"
-    code, shown, said = shell(line, PYTHONUNBUFFERED=unbuffered)
+GRADE = (
+    "verify RUN/pq.jsonl --completion-column answer --gold-column answer --verifier tests/verifier_functions.py:obey"
+)
+CLOSED = "<&- >&- 2>&- || exit 9"
+
+
+@pytest.mark.parametrize("command", ["run --dry-run | true", "watch RUN --once | true", f"{GRADE} {CLOSED}"])
+def test_a_reader_that_has_gone_is_no_error(held, command):
+    line = f"soar {command.replace('RUN', shlex.quote(str(held)))}"
+    code, shown, said = shell(line, PYTHONUNBUFFERED="1" if "watch" in command else "")
     assert (code in (0, 1), shown, said) == (True, "", "")
 
 

@@ -121,8 +121,8 @@ def test_bombs_are_wrong_answers_in_bounded_time(pool):
 
 
 def test_user_function_outcomes(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
-    monkeypatch.setenv("MY_SECRET", "y")
+    for name, value in {"HF_TOKEN": "hf_x", "MY_SECRET": "y", "LC_ALL": "C", "PYTHONUTF8": "0"}.items():
+        monkeypatch.setenv(name, value)
     expected = {
         "42": CORRECT, "41": WRONG, "raise": Verdict.CRASHED, "mute": Verdict.CRASHED, "segfault": Verdict.CRASHED,
         "sleep": Verdict.TIMEOUT, "eat memory": Verdict.CRASHED,

@@ -20,7 +20,7 @@ def obey(completions: list[str], answer: list[str], **columns: Any) -> list[Any]
     if text == "secrets":
         return [float(any("TOKEN" in key or "SECRET" in key for key in os.environ))]
     if text == "print":
-        print('[true, "correct", null]')
+        print('[true, "correct", null] \u00e9')
     if text == "level":
         return [1.0 if columns["level"] == ["hard"] else 0.0]
     special = {"none": None, "nan": float("nan"), "half": 0.5, "two": 2.0, "bool": True, "minus": -1.0}

@@ -20,7 +20,6 @@ PANELS = {
     "Look": ("watch", "report", "doctor", "verify"),
     "Take": ("export", "eval_", "student", "measure", "study", "review"),
 }
-TRAINING = ("torch", "transformers", "peft")  # what the extra `train` brings
 RESUMABLE = ("screen", "run", "student", "study")
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, or of the copy of it that typer brings
 
@@ -49,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     limit, or a promotion on hold), 130 and 143 stopped by SIGINT and SIGTERM."""
     words = sys.argv[1:] if argv is None else argv
     again = "; continue with --resume" if words[:1] and words[0] in RESUMABLE else ""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: its number would go to the next file, with what libraries print
+            os.set_inheritable(nowhere := os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(nowhere, "r+"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for what the terminal's encoding lacks
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        if error.name not in TRAINING:
+        if error.name not in ("torch", "transformers", "peft"):  # what the extra `train` brings
             raise
         install = "pip install 'soar-rl[train]'"
         return _complain(f"this command runs a model and needs {error.name}, which is not installed: {install}")
@@ -92,8 +95,7 @@ def _main(words: list[str]) -> int:
     TRUSTED.set(len(rest) < len(words))
     with command.make_context("soar", rest or ["--help"], obj=["soar", *words]) as ctx:
         code: int = ctx.command.invoke(ctx) or 0
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
     return code
 
 

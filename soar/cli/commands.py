@@ -227,7 +227,6 @@ def init(
     """
     if file.exists():
         raise ConfigError(f"{file} exists; name another file, or move it away")
-    config_of("small-1gpu", model, problems, overriding(None, None, name=file.stem, problems__verifier=verifier))
     text = find_recipe("small-1gpu").read_text(encoding="utf-8")
     for key, value in (("name", file.stem), ("path", model), ("source", problems), ("verifier", verifier or "math")):
         if value.encode("utf-8", "replace").decode() != value:
@@ -235,6 +234,7 @@ def init(
             raise ConfigError(f"{key} = {value!r} {why}; give it another name")
         quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f").replace("\\", "\\\\")
         text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", f"{key} = {quoted}", text, flags=re.MULTILINE)
+    config_of("small-1gpu", model, problems, overriding(None, None, name=file.stem, problems__verifier=verifier))
     write_atomic(file, text.encode())
     print(f"{file}\nnext: soar check {shlex.quote(str(file))}")
 
