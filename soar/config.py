@@ -207,7 +207,7 @@ class ArmsConfig(Section):
     run: tuple[Literal["base", "ps", TrainedArm], ...] = ("base", "hard_only", "ps", "pq")
     curriculum_steps: int = Field(0, ge=0)  # RLOO steps on questions before the hard problems; 0: both mixed
     steps: int = Field(0, ge=0)  # RLOO steps of Hard-Only; 0: as many student rollouts as the outer loop spent
-    tokens: int = Field(0, ge=0)  # generated for every arm in all, search and preparation included, in place of steps
+    tokens: int = Field(0, ge=0)  # generated for an arm in all: search, half of the rest at most to prepare; 0: steps
     pq_steps: int = Field(0, ge=0)  # RLOO steps of every other arm; 0: the same as Hard-Only
     prompts_per_step: int = Field(0, ge=0)  # in one RLOO step of an arm; 0: the student's
     learning_rate: float = Field(0.0, ge=0)  # 0: the student's

@@ -22,7 +22,7 @@ from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import Plan, TrainState
-from soar.loop.write import TeacherError
+from soar.loop.write import Bound, TeacherError
 from soar.problems.load import DataError
 from soar.report.alarms import alarm
 from soar.run import pipeline, screen
@@ -57,6 +57,25 @@ def test_teachers_write_the_asked_number_from_their_own_seed(env):
     with pytest.raises(arms.NothingLeft, match="each of its questions is held out for the test"):
         questions("pq", env, config, pq=base_t, hard_test=base_t)
     assert questions("hard_only", env, config) == []
+
+
+def test_a_bound_changes_nothing_until_it_is_reached(env):
+    """It has texts written and voted on, or hints, in parts; where it is too small they are the first of the whole."""
+    votes, hard = ("teacher.votes=2", "teacher.agreement=0.5", "teacher.max_tries=99"), easy_problems(9)
+
+    def made(arm: str, config: Config, most: int) -> tuple[list[Any], bool, int]:
+        before, bound = env.tokens, Bound(env.tokens + most)
+        given = arms.Material([], Mock(), [], print, hard_train=hard, bound=bound)
+        hints = arms.write_hints(env, config, given).items() if arm == "hinted" else ()
+        return [*hints, *questions(arm, env, config, bound=bound)], bound.full, env.tokens - before
+
+    for arm, each, keys in (("base_t", 16, ()), ("base_t", 16 + 2 * 10, votes), ("hinted", 8 * 5, ())):
+        config = settings_of("arms.hint_tokens=5", *BRIEF, *keys)
+        whole, _, spent = made(arm, config, 10**9)
+        assert made(arm, config, spent + each)[:2] == (whole, False)
+        some, full, less = made(arm, config, spent // 4)
+        assert len(some) < len(whole) and some == whole[: len(some)] and full
+        assert spent // 4 - each < less <= spent // 4
 
 
 def test_real_problems_are_right_and_not_held_out(env, tmp_path):
@@ -112,7 +131,7 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):
         return [f"think of {problems[0].answer} first"] * attempts + [problems[1].answer] + ["c+8"] * (attempts - 1)
 
     monkeypatch.setattr(env, "sampler", Says(env.backbone, answers))
-    hints = arms.write_hints(env, problems, settings_of())
+    hints = arms.write_hints(env, settings_of(), arms.Material([], Mock(), [], print, hard_train=problems))
     assert "..." in hints[problems[0].id] and not mentions(hints[problems[0].id], problems[0].answer)
     assert hints[problems[1].id] == "c+8"
     assert masked("take 4 of 42, then 4", "4") == "take ... of 42, then ..."
@@ -122,7 +141,7 @@ def test_hints_are_written_once_and_do_not_hold_the_answer(env, monkeypatch):
 
 def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     """Of five continued problems one is held out; the base model gives the answer 2, 3, 7 and 8 times of 10 (votes). The
-    last times half of arms.tokens has room for two problems (votes: for one), then for one until it is full."""
+    last times the bound has room for two problems (votes: for one), then for one until it is full."""
     hard = [Problem(f"h{i}", f"4{i} c+8 d+5 e+9", "0") for i in range(5)]
     right, calls, shown = [f"{48 + i} {49 + i}" for i in range(5)], list[int](), list[list[int]]()
 
@@ -147,11 +166,13 @@ def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
         questions("variants", env, settings_of("teacher.votes=10", "teacher.agreement=0.9"), **given)
     assert calls[-3:] == [arms.VARIANT_TEXTS, 10, arms.VARIANT_TEXTS], "a question is voted on once"
     assert shown == [[0, 1, 2, 3, 4]] * len(shown)
-    said, most = list[str](), arms.VARIANT_TEXTS * (16 + 10 * 10)
-    assert questions("variants", env, settings_of(f"arms.tokens={4 * most}", *BRIEF), said, **given) == kept
-    questions("variants", env, settings_of(f"arms.tokens={3 * most}", "teacher.votes=10", *BRIEF), **given)
+    most = arms.VARIANT_TEXTS * (16 + 10 * 10)
+    given["bound"] = bound = Bound(env.tokens + 2 * most)
+    assert questions("variants", env, settings_of(*BRIEF), **given) == kept and bound.full
+    given["bound"] = bound = Bound(env.tokens + 3 * most // 2)
+    questions("variants", env, settings_of("teacher.votes=10", *BRIEF), **given)
     assert shown[-11:] == [[0, 1], [2], [3], [4], [0], [1], [2], [0], [1], [2], [3]]
-    assert said[-1] == f"variants: 2 questions; half of arms.tokens = {4 * most} has no room for more"
+    assert bound.full
 
 
 def test_solvable_problems_are_those_between_and_not_held_out(env):
@@ -185,10 +206,10 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "lost_alarms", lambda curve, end: [alarm("fell", f"{len(curve)} {end['arm']}")])
     names = ["base", "likelihood", "hinted", "solvable", "pq"]
     source = write_problems(tmp_path / "easy.jsonl", easy_problems(14, seed=1))
-    keys = [f"arms.run={json.dumps(names)}", f'problems.source="{source}"', "evaluate.every=4", *SHORT]
+    keys = [f"arms.run={json.dumps(names)}", f'problems.source="{source}"', "arms.hint_tokens=5", *SHORT]
     student = tiny_config(*keys).student
     most = student.prompts_per_step * student.attempts * student.sampling.max_tokens
-    run = run_tiny(tmp_path / "run", *keys, "arms.tokens=700", "arms.save_steps=100")["arms"]
+    run = run_tiny(tmp_path / "run", *keys, "arms.tokens=700", "arms.save_steps=100", "evaluate.every=4")["arms"]
     assert all(700 <= run[arm]["total_tokens"] < 700 + most for arm in names[1:])
     assert run["hinted"]["tokens"]["preparation"] > 0 == run["solvable"]["tokens"]["preparation"]
     assert run["pq"]["tokens"]["search"] > 0 == run["hinted"]["tokens"]["search"]
@@ -200,9 +221,12 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     told = run["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:4])
     assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
     assert f"{len(curves)} hinted" in [row["message"] for row in events(tmp_path / "run", "alarm")]
-    left = run_tiny(tmp_path / "short", 'arms.run=["base", "pq"]', "arms.tokens=10", *SHORT)
-    assert list(left["arms"]) == ["base"]
-    assert "preparation (0) took all of arms.tokens = 10; raise" in events(tmp_path / "short", "alarm")[-1]["message"]
+    names = ["base", "base_t", "hinted", "pq"]
+    left = run_tiny(tmp_path / "short", *keys, f"arms.run={json.dumps(names)}", "arms.tokens=400")["arms"]
+    assert all(0 < left[arm]["tokens"]["preparation"] <= 200 < left[arm]["tokens"]["training"] for arm in names[1:3])
+    told = {row.get("arm"): (row["kind"], row["message"]) for row in events(tmp_path / "short", "alarm")}
+    assert told["base_t"][0] == told["hinted"][0] == "preparation cut" != told["pq"][0] and "pq" not in left
+    assert re.search(r"its search took \d+ of arms.tokens = 400; raise it", told["pq"][1])
 
 
 def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path):

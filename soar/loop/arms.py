@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from soar import seeds
-from soar.config import HARD_ARMS, Config, ConfigError
+from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
@@ -22,7 +22,7 @@ from soar.loop.population import train_chunk
 from soar.loop.rewards import success_rates
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
-from soar.loop.write import Outcome, read_pairs, teacher_prompt, vote, write_questions
+from soar.loop.write import NO_BOUND, Bound, Outcome, read_pairs, teacher_prompt, vote, write_questions
 from soar.problems.load import Dropped, find_leaks, load_problems
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
@@ -36,7 +36,7 @@ class Material:
 
     pq: promotion questions. teacher: the trained one. hard_test: the held-out problems, which no training set may hold. say:
     where notes go. screened: the candidates with what screening found. hard_train: the hard problems to train on. real: the
-    usable ones of arms.real, once they are read.
+    usable ones of arms.real, once they are read. bound: of questions and hints.
     """
 
     pq: list[Problem]
@@ -46,6 +46,7 @@ class Material:
     screened: list[tuple[Problem, Screening]] = field(default_factory=list)
     hard_train: list[Problem] = field(default_factory=list)
     real: list[Problem] = field(default_factory=list)
+    bound: Bound = NO_BOUND
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
@@ -59,22 +60,20 @@ def training_questions(arm: str, env: RolloutEnv, config: Config, material: Mate
     if arm.startswith("pq") and not material.pq:
         raise NothingLeft("no promotion, so there are no promotion questions")
     makers = {"solvable": solvable_problems, "variants": variant_problems, "real": real_problems}
-    if arm == "pq":
-        questions = material.pq
-    elif arm in ("base_t", "teacher_t"):
-        questions = teacher_questions(env, material.teacher if arm == "teacher_t" else None, config, arm)
-    else:
-        questions = makers[arm](env, config, material) if arm in makers else pq_subset(arm, env, config, material)
+    makers |= dict.fromkeys(("base_t", "teacher_t"), partial(teacher_questions, arm))
+    makers |= dict.fromkeys(ORACLE_ARMS, partial(pq_subset, arm))
+    questions = makers[arm](env, config, material) if arm in makers else material.pq
     if not (kept := not_held_out(arm, material, questions)):  # who never saw them may have written one all the same
         raise NothingLeft("each of its questions is held out for the test")
     return kept
 
 
-def teacher_questions(env: RolloutEnv, teacher: AdapterStack | None, config: Config, name: str) -> list[Problem]:
-    """arms.questions accepted pairs of a teacher (None: the base model); `name` enters the seed."""
+def teacher_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
+    """arms.questions accepted pairs of the trained teacher, of base_t of the base model; the arm enters the seed."""
+    teacher, prompt = material.teacher if arm == "teacher_t" else None, teacher_prompt(env, config)
     one_set = config.teacher.model_copy(update={"datasets": 1, "questions": config.arms.questions})
-    own = config.model_copy(update={"teacher": one_set, "seed": seeds.derive(config.seed, "arm", name, "questions")})
-    (problems,) = write_questions(env, teacher, teacher_prompt(env, config), own, 0).problems_G_Q
+    own = config.model_copy(update={"teacher": one_set, "seed": seeds.derive(config.seed, "arm", arm, "questions")})
+    (problems,) = write_questions(env, teacher, prompt, own, 0, material.bound).problems_G_Q
     return problems
 
 
@@ -116,35 +115,32 @@ def not_held_out(arm: str, material: Material, problems: list[Problem]) -> list[
     return [problem for problem in problems if problem.id not in leaks]
 
 
-def write_hints(env: RolloutEnv, problems: list[Problem], config: Config) -> dict[str, str]:
-    """Problem id -> hint, made once by the base model from question and gold answer.
+def write_hints(env: RolloutEnv, config: Config, material: Material) -> dict[str, str]:
+    """Id of a hard training problem -> hint, made once by the base model from question and gold answer.
 
     The first of HINT_TRIES texts that ended and does not hold the answer; where all do, the first with it masked; none where
     hint and answer do not fit. A prompt without turns can only be continued: its hint is the beginning of the model's own
     working.
     """
-    turns = env.fmt.turns
+    turns, problems = env.fmt.turns, material.hard_train
     fmt = replace(env.fmt, student_template=PROMPTS["hint"]) if turns else env.fmt
     told = [f"{p.question} The answer is {p.answer}." if turns else p.question for p in problems]
     prompts = [fmt.student_ids(env.backbone.tokenizer, text) for text in told]
-    asked = [i for i, prompt in enumerate(prompts) if len(prompt) < env.backbone.context]
-    if not asked:
-        return {}
-    problems, prompts = [problems[i] for i in asked], [prompts[i] for i in asked]
-    room = env.backbone.context - max(map(len, prompts))
-    most = {"max_tokens": min(config.arms.hint_tokens, room), "stop": ()}
-    sampling = config.teacher.sampling.model_copy(update=most)
-    seed_Q = [seeds.derive(config.seed, "arm", "hinted", problem.id) for problem in problems]
-    rollouts = env.draw(None, Request([prompts], HINT_TRIES, [seed_Q], sampling))
-    texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-    hints = {}
-    for k, problem in enumerate(problems):
-        rows = range(k * HINT_TRIES, (k + 1) * HINT_TRIES)
-        tries = [texts[row].strip() for row in rows if ended[row]] or [texts[rows[0]].strip()]
-        silent = (text for text in tries if text and not mentions(text, problem.answer))
-        hint = next(silent, "") or masked(tries[0], problem.answer)
-        if hint and env.room(hinted(problem, hint, HINT_LEVELS), config.student.sampling):
-            hints[problem.id] = hint
+    asked = [pair for pair in zip(problems, prompts, strict=True) if len(pair[1]) < env.backbone.context]
+    room = env.backbone.context - max((len(prompt) for _, prompt in asked), default=0)
+    most, hints = min(config.arms.hint_tokens, room), dict[str, str]()
+    sampling = config.teacher.sampling.model_copy(update={"max_tokens": most, "stop": ()})
+    for part in material.bound.pieces(env, asked, HINT_TRIES * most):
+        seed_Q = [seeds.derive(config.seed, "arm", "hinted", problem.id) for problem, _ in part]
+        rollouts = env.draw(None, Request([[prompt for _, prompt in part]], HINT_TRIES, [seed_Q], sampling))
+        texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
+        for k, (problem, _) in enumerate(part):
+            rows = range(k * HINT_TRIES, (k + 1) * HINT_TRIES)
+            tries = [texts[row].strip() for row in rows if ended[row]] or [texts[rows[0]].strip()]
+            silent = (text for text in tries if text and not mentions(text, problem.answer))
+            hint = next(silent, "") or masked(tries[0], problem.answer)
+            if hint and env.room(hinted(problem, hint, HINT_LEVELS), config.student.sampling):
+                hints[problem.id] = hint
     return hints
 
 
@@ -160,8 +156,7 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
 
     The base model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
     answer; with teacher.votes their vote decides, as over a teacher's questions. A prompt without turns can only be
-    continued: the variant begins as the problem does. Half of arms.tokens at most is spent: no more problems are shown at
-    once than what is left of it has room for.
+    continued: the variant begins as the problem does.
     """
     fmt, sampling, kept, labels = env.fmt, config.teacher.sampling, dict[str, Problem](), dict[str, Outcome]()
     asked = fmt.teacher_template.replace("{subject}", config.teacher.subject or fmt.default_subject)
@@ -174,16 +169,10 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
         shape = replace(fmt, teacher_template=head + " {subject}"[head.endswith("\n") :], teacher_prefill="")
     prompts = {key: shape.teacher_ids(env.backbone.tokenizer, text) for key, text in shown.items()}
     prompts = {key: ids for key, ids in prompts.items() if len(ids) + sampling.max_tokens <= env.backbone.context}
-    tries, budget = config.teacher.votes or VARIANT_ATTEMPTS, config.arms.tokens
+    tries = config.teacher.votes or VARIANT_ATTEMPTS
     most = VARIANT_TEXTS * (sampling.max_tokens + tries * config.student.sampling.max_tokens)  # tokens of one problem
-    due, before, turn, full = list(prompts) * VARIANT_ROUNDS, env.tokens, 0, ""
-    while due and len(kept) < config.arms.questions:
-        count = min(len(prompts), (budget // 2 - (env.tokens - before)) // most) if budget else len(prompts)
-        if count < 1:
-            full = f"; half of arms.tokens = {budget} has no room for more"
-            material.say(f"variants: {len(kept)} questions{full}")
-            break
-        keys, due = due[:count], due[count:]
+    due = list(prompts) * VARIANT_ROUNDS
+    for turn, keys in enumerate(material.bound.pieces(env, due, most, len(prompts))):
         seed = seeds.derive(config.seed, "arm", "variants", turn, "text")
         seed_Q = [seeds.derive(seed, key) for key in keys]
         asked_Q = [prompts[key] for key in keys]
@@ -203,9 +192,10 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
             batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [seed], config.student.sampling)
             rates = zip(tried, success_rates(batch), strict=True)
             kept |= {p.question: p for p, rate in rates if rate is not None and 0.3 <= rate <= 0.7}
-        turn += 1
+        if len(kept) >= config.arms.questions:
+            break
     if not kept:
-        raise NothingLeft(f"no variant was solved at the rates that are kept{full}")
+        raise NothingLeft("no variant was solved at the rates that are kept")
     return list(kept.values())[: config.arms.questions]
 
 

@@ -1,9 +1,12 @@
 """The teacher writes: rejection sampling of its texts until every dataset is full."""
 
+import sys
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 from soar import seeds
 from soar.config import TOO_EASY, Config, ConfigError
@@ -16,6 +19,26 @@ from soar.types import Problem, Reason, Rejection, UserError, columns_of
 
 SHOWN = 2
 Outcome = Problem | Rejection
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Bound:
+    """Of what is generated before an arm trains. until: the most that env.tokens may become. full: it cut something off."""
+
+    until: int = sys.maxsize
+    full: bool = False
+
+    def pieces(self, env: RolloutEnv, items: Sequence[T], each: int, most: int = sys.maxsize) -> Iterator[Sequence[T]]:
+        """The items, as many at once (`most`) as surely fit where one takes `each` tokens at most, as long as one does."""
+        while items and (room := (self.until - env.tokens) // each) > 0:
+            piece = items[: min(room, most)]
+            yield piece
+            items = items[len(piece) :]
+        self.full = bool(items)  # not where the caller had enough
+
+
+NO_BOUND = Bound()
 
 
 class TeacherError(UserError):
@@ -50,43 +73,48 @@ def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
 
 
 def write_questions(
-    env: RolloutEnv, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int
+    env: RolloutEnv, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int, bound: Bound = NO_BOUND
 ) -> QuestionSets:
     """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1).
 
-    teacher: a stack of one policy, or None for the base model. Raises TeacherError when teacher.max_tries is spent.
+    teacher: a stack of one policy, or None for the base model. bound: of texts and votes, which leaves fewer pairs where
+    it cuts them off. Raises TeacherError where it leaves none, or teacher.max_tries is spent.
     """
     config = run.teacher
+    each = config.sampling.max_tokens + config.votes * run.student.sampling.max_tokens
     wanted = config.datasets * config.questions
     accepted, kept, last, shown = list[Problem](), list[Rollouts](), list[str](), list[Row]()
     rejected, labels = Counter[str](), dict[str, Outcome]()
     sampled = attempt = 0
-    while len(accepted) < wanted:
-        if sampled >= config.max_tries * wanted:
-            raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
+    while len(accepted) < wanted and not bound.full and sampled < config.max_tries * wanted:
         rate = max(len(accepted) / sampled, 1 / 16) if sampled else FIRST_GUESS
         count = min(texts_at_once(wanted - len(accepted), wanted, rate), config.max_tries * wanted - sampled)
         seed = seeds.derive(run.seed, "teacher", step, attempt)
         attempt += 1
-        rollouts = env.draw(teacher, Request([[prompt]], count, [[seed]], config.sampling))
-        texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-        rows = []
-        for row, outcome in enumerate(vote(env, run, read_pairs(env, run, texts, ended), seed, labels)):
+        for part in bound.pieces(env, range(count), each):
+            rollouts = env.draw(teacher, Request([[prompt]], len(part), [[seeds.skip(seed, part[0])]], config.sampling))
+            texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
+            rows = []
+            for row, outcome in enumerate(vote(env, run, read_pairs(env, run, texts, ended), seed, labels)):
+                if len(accepted) == wanted:
+                    break
+                sampled += 1
+                name = outcome.name if isinstance(outcome, Rejection) else "accepted"
+                if sum(other["outcome"] == name for other in shown) < SHOWN:
+                    shown.append({"completion": clipped(texts[row], HEAD, TAIL), "outcome": name})
+                if isinstance(outcome, Rejection):
+                    rejected[outcome.name] += 1
+                    last = [*last[-4:], outcome.text]
+                else:
+                    accepted.append(outcome)
+                    rows.append(row)
+            if rows:
+                kept.append(rollouts.select(rows))
             if len(accepted) == wanted:
                 break
-            sampled += 1
-            name = outcome.name if isinstance(outcome, Rejection) else "accepted"
-            if sum(other["outcome"] == name for other in shown) < SHOWN:
-                shown.append({"completion": clipped(texts[row], HEAD, TAIL), "outcome": name})
-            if isinstance(outcome, Rejection):
-                rejected[outcome.name] += 1
-                last = [*last[-4:], outcome.text]
-            else:
-                accepted.append(outcome)
-                rows.append(row)
-        if rows:
-            kept.append(rollouts.select(rows))
-    sets = [accepted[first : first + config.questions] for first in range(0, wanted, config.questions)]
+    if len(accepted) < (1 if bound.full else wanted):
+        raise TeacherError(_no_pairs(len(accepted), wanted, sampled, rejected, last))
+    sets = [accepted[first : first + config.questions] for first in range(0, len(accepted), config.questions)]
     return QuestionSets(sets, join(kept), sampled, dict(rejected), shown)
 
 

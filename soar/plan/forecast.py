@@ -144,9 +144,9 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
     written = _written(arms.questions, config.teacher.votes, a)[1] * (arm in WRITTEN_BY_TEACHER)
     rollouts = float(config.arm_steps(arm, spent) * config.arm_prompts * student.attempts)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
-        written = min(written, arms.tokens / 2) if arm == "variants" else written
-        search = config.uses_search(arm) * sum(work.sampled for work in loop)
-        rollouts = max(0.0, arms.tokens - written - search) / each
+        left = max(0.0, arms.tokens - config.uses_search(arm) * sum(work.sampled for work in loop))
+        written = min(written, left / 2)
+        rollouts = (left - written) / each
     return Work("arms", arm, rollouts, rollouts * each + written, rollouts * (PROMPT + each), kl)
 
 
@@ -196,8 +196,7 @@ class Forecast(NamedTuple):
         tokens, hours = sum(work.sampled for work in self.works), self.hours()
         time = "the size of the model is not known" if hours is None else f"{hours:,.2f} device-hours"
         bare = ", ".join(work.name for work in self.works if work.stage == "arms" and not work.rollouts)
-        advice = "raise arms.tokens, or lower teacher.steps or arms.questions"
-        time += f"; nothing is left to train {bare}: {advice}" if bare else ""
+        time += f"; nothing is left to train {bare}: raise arms.tokens, or lower teacher.steps" if bare else ""
         return f"  {sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
 
 

@@ -20,7 +20,7 @@ from soar.loop.evaluate import count_correct, results_of, summarize
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
-from soar.loop.write import TeacherError, row_of
+from soar.loop.write import NO_BOUND, Bound, TeacherError, row_of
 from soar.problems.load import find_leaks, split
 from soar.report.alarms import TEXTS, alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
@@ -78,14 +78,13 @@ class Run:
                 arms.real_problems(self.env, self.config, material)
         self._find_hard(first=checkpoint is None)
         self._count_seconds("screen")
-        self.env.tokens = 0  # the screening is not counted
-        if checkpoint is None:
-            self._save()
-        else:
+        if checkpoint is not None:
             screening = self.state.seconds["screen"]
             self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
             self.state.seconds["screen"] += screening
-        self.env.tokens = self.state.tokens
+        self.env.tokens = self.state.tokens  # the screening is not counted
+        if checkpoint is None:
+            self._save()
         stages = (self._loop, self._arms, lambda: self._evaluate(self.state.arms))
         for name, stage, then in zip(STAGES, stages, STAGES[1:], strict=False):
             if self.state.stage == name:
@@ -161,9 +160,7 @@ class Run:
                 except TeacherError as error:  # of a first step: the prompts do not fit the model; later: a result
                     if not state.step:
                         raise
-                    silent = alarm(TEACHER_SILENT, f"the loop ends here: {error}", state.step)
-                    self.folder.append("metrics.jsonl", [silent])
-                    self.progress.say(f"outer step {state.step}: the loop ends, the arms follow. {error}")
+                    self._warn(TEACHER_SILENT, f"the loop ends here: {error}", state.step)
                     break
                 advance(1)
                 self._settle()
@@ -255,9 +252,7 @@ class Run:
                 plans[arm] = self._plan(arm, material)
             except (TeacherError, arms.NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
-                message = f"the arm {arm} is left out: {error}"
-                self.folder.append("metrics.jsonl", [alarm("arm left out", message) | {"arm": arm}])
-                self.progress.say(message)
+                self._warn("arm left out", f"the arm {arm} is left out: {error}", arm=arm)
         if self.env.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
         begun = {arm: (plan, state.arm_progress.get(arm, TrainState(0, base))) for arm, plan in plans.items()}
@@ -280,13 +275,28 @@ class Run:
                     self._evaluate(state.arms)  # workers would be amid the other arms
                 self._safe_point()
 
+    def _warn(self, kind: str, message: str, step: int | None = None, **about: str) -> None:
+        """An alarm into the events, and to whoever looks on."""
+        self.folder.append("metrics.jsonl", [alarm(kind, message, step) | about])
+        self.progress.say(f"alarm: {kind}: {message}")
+
     def _plan(self, arm: str, material: arms.Material) -> Plan:
         """What an arm trains on, written down in its folder. Raises NothingLeft, TeacherError."""
         config, before = self.config, self.env.tokens
-        questions = arms.training_questions(arm, self.env, config, material)
+        budget, search = config.arms.tokens, self._search_tokens(arm)
+        if 0 < budget <= search:
+            why = f"its search took {search} of arms.tokens = {budget}; raise it, or lower teacher.steps"
+            raise arms.NothingLeft(why)
+        bound = Bound(before + (budget - search) // 2) if budget else NO_BOUND  # so that the other half trains
+        material = replace(material, bound=bound)
+        try:
+            questions = arms.training_questions(arm, self.env, config, material)
+            hints = arms.write_hints(self.env, config, material) if arm == "hinted" else {}
+        finally:
+            if bound.full and arm not in self.state.arm_tokens:  # else told before this run was resumed
+                self._warn("preparation cut", TEXTS["cut"].format(arm, budget), arm=arm)
         if arm == "real" and self.real:
             self.folder.note_hashes(real=digest([row_of(p) for p in self.real]))
-        hints = arms.write_hints(self.env, self.hard_train, config) if arm == "hinted" else {}
         if arm == "hinted" and not hints:
             raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
         rows = labelled(config, [row_of(p) for p in questions])
@@ -294,11 +304,7 @@ class Run:
         rows += [{**row_of(p), "hint": hints[p.id]} for p in hinted]
         if rows:
             write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
-        budget, search, took = config.arms.tokens, self._search_tokens(arm), self.env.tokens - before
-        if 0 < budget <= search + took:
-            advice = "raise it, or lower teacher.steps, arms.questions or arms.hint_tokens"
-            spent = f"its search ({search} tokens) and preparation ({took}) took all of arms.tokens = {budget}"
-            raise arms.NothingLeft(f"{spent}; {advice}")
+        took = self.env.tokens - before
         if arm in self.state.arm_tokens:
             self.env.tokens = before  # counted before this run was resumed
         self.state.arm_tokens.setdefault(arm, {"search": search, "preparation": took, "training": 0})
