@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+CASES = Path(__file__).parent / "cases"
+
 
 def cases(name: str, table: str) -> list[list[Any]]:
     """The rows of a table of `cases/NAME.jsonl`, in order."""
-    lines = (Path(__file__).parent / "cases" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    lines = (CASES / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
     return [row for of, *row in map(json.loads, filter(None, lines)) if of == table]
 
 

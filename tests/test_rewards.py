@@ -26,7 +26,7 @@ from loop_helpers import (
     run_tiny,
     tiny_config,
 )
-from tables import cases
+from tables import CASES, cases
 from world_text import ANSWER_MARK
 
 from soar import seeds
@@ -198,20 +198,7 @@ def test_dense_grounding_pays_the_gain_in_likelihood(env, mode):
 
 
 SHAPES = ROOT / "examples" / "rewards.py"
-OTHERS = """
-def three(a, b, c): return 1
-def a_string(completions, **kwargs): return "1"
-def two_values(completions, **kwargs): return [1.0, 1.0]
-def a_word(completion, answer): return "yes"
-def by_source(data_source, solution_str, ground_truth): return {"x": solution_str.endswith(ground_truth)}[data_source]
-def infinite(completion, answer): return float("inf")
-def no_score(completion, answer): return {"reward": 1.0}
-def raises(completion, answer): return 1 / 0
-def half(completion, answer): return 0.5
-def said(reply): return reply[0]["content"]
-def by_helper(completions, **kwargs): return [float(said(reply) == "x") for reply in completions]
-def plain_too(completion, answer): return 0.75 if answer in completion else None
-"""
+OTHERS = (CASES / "reward_shapes.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

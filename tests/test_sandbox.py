@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from attacks import ATTACKS, SQUARES, Attack, fill
-from tables import cases, ends
+from tables import CASES, cases, ends
 
 from soar.domains.code import decode, read_tests
 from soar.sandbox import run as sandbox
@@ -115,12 +115,7 @@ def test_no_attack_stops_the_run(name, tmp_path):
 
 @both
 def test_a_program_is_run_and_its_values_keep_their_types(name):
-    source = (
-        "import collections, math\n"
-        "values = [None, True, 3, -2.5, 'é\\ud800', [1, (2,)], {1, 2}, {(1, 2): 'a'}, math.inf,\n"
-        "          collections.Counter('aab'), object()]\n"
-        "def pick(i, *, sign=1):\n    print('noise')\n    return values[i]\n"
-    )
+    source = (CASES / "values.txt").read_text(encoding="utf-8")
     calls = "[" + ", ".join(f"(({i},), {{'sign': 2}})" for i in range(11)) + "]"
     with Sandbox(Limits(), name) as box:
         outcome = box.run(Job(source, "pick", calls))
@@ -172,14 +167,7 @@ def test_a_lost_server_is_replaced():
 
 @needs_one
 def test_servers_and_programs_end_with_the_process_that_started_them(tmp_path):
-    script = (
-        "import os, threading\nfrom soar.sandbox.run import *\n"
-        f"box = Sandbox(Limits(wall_s=60), {USABLE[-1]!r})\n"
-        "job = Job('import time\\ntime.sleep(50)')\n"
-        "box.run(Job(''))\n"
-        "threading.Thread(target=box.run, args=(job,), daemon=True).start()\n"
-        "import time; time.sleep(0.5)\nprint(box._process.pid, flush=True)\nos._exit(0)\n"
-    )
+    script = (CASES / "orphan.txt").read_text().replace("BACKEND", repr(USABLE[-1]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert ends(int(done.stdout)), "the server outlived its parent"
