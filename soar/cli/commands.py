@@ -454,7 +454,10 @@ def student_config(
     values |= {"arms__run": ["base", arm], **({key: place} if key else {})}
     if recipe is None and str(key).endswith("_from") and (Path(place) / "manifest.json").is_file():
         recipe, values["screen__from_run"] = place, screening(place)
-    return config_of(recipe, model, problems, overriding(overrides, None, **values))
+    config = config_of(recipe, model, problems, overriding(overrides, None, **values))
+    if config.teacher.steps:
+        raise ConfigError("--set teacher.steps: soar student --train has no outer loop; leave it out, or take soar run")
+    return config
 
 
 def study(
