@@ -281,8 +281,9 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     assert main([*arguments, "--dry-run"]) == 0
     shown = r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; (.*)\nin all: 1 cells, (.*)\n"
     assert len({*re.search(shown, capsys.readouterr().out).groups()}) == 1  # type: ignore[union-attr]
-    assert main(arguments) == 0 and "a, seed 3 | finished" in capsys.readouterr().out
-    (cell,) = cells(read_study(str(tmp_path / "one.toml")), tmp_path / "out", [])
+    own = "evaluate.bootstrap=101"  # which --collect finds in the folder
+    assert main([*arguments, "--set", own]) == 0 and "a, seed 3 | finished" in capsys.readouterr().out
+    (cell,) = cells(read_study(str(tmp_path / "one.toml")), tmp_path / "out", [own])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
     failed = study_room.run_in_process(StopRequest(), False, cell._replace(overrides=(*cell.overrides, "seed=4")), 1)
     decide = "these keys decide results and cannot change on --resume:"

@@ -32,7 +32,7 @@ from soar.report.watch import follow, web_server
 from soar.run import folder as folders
 from soar.run.interrupts import StopRequest, resume_command
 from soar.run.progress import Progress
-from soar.studies.study import cells, read_study, run_study
+from soar.studies.study import DEFINITION, cells, read_study, run_study
 from soar.types import Verdict
 
 _RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny, of soar run: demo)."
@@ -473,11 +473,12 @@ def study(
     """Variants x seeds, every cell a run folder: one table, one page.
 
     examples:
-      soar study finding1 --out studies/finding1 --jobs 2       --resume continues it
+      soar study finding1 --out studies/finding1 --jobs 2       --resume continues it, with its --set
       soar study null --seeds 0 --seeds 1 --set model.path=my-model --set problems.source=hard.jsonl --out studies/null
     """
     plan = read_study(name, seeds)
-    out, overrides = out or Path("studies") / plan.name, sets or []
+    out = out or Path("studies") / plan.name
+    overrides = sets or (folders.recorded_sets(out / DEFINITION) if resume or collect else [])
     if dry_run:
         planned = [(cell, forecast(cell.config)) for cell in cells(plan, out, overrides)]
         for cell, expected in planned:

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from soar import files
-from soar.config import HARMLESS, Config, ConfigError, build, difference, refuse_code
+from soar.config import HARMLESS, Config, ConfigError, build, difference, parse_override, refuse_code
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, mapping, summary_of
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
@@ -67,6 +67,15 @@ def recorded_config(path: Path) -> Config:
         begun = "give the recipe and the overrides that the run was begun with"
         raise RunFolderError(f"{path}/manifest.json holds a secret only as {files.HIDDEN}; {begun}")
     return config
+
+
+def recorded_sets(definition: Path) -> list[str]:
+    """The `--set` overrides that a study was begun with, by its definition.json. Raises ConfigError for one that names code
+    or a server, unless the folder is trusted."""
+    extra = files.read_object(definition)[0].get("extra")
+    for text in (sets := list(map(str, extra)) if isinstance(extra, list) else []):
+        refuse_code(definition, parse_override(text))
+    return sets
 
 
 def files_of(folder: Path) -> list[str]:
