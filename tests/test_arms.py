@@ -17,13 +17,14 @@ from tables import write_jsonl
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
+from soar.files import digest
 from soar.loop import arms
 from soar.loop.parallel import no_tick
 from soar.loop.population import train_chunk
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import Plan, TrainState
 from soar.loop.write import Bound, TeacherError
-from soar.problems.load import DataError
+from soar.problems.load import DataError, split
 from soar.report.alarms import alarm
 from soar.run import pipeline, screen
 from soar.run.folder import RunFolderError
@@ -227,6 +228,8 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     told = {row.get("arm"): (row["kind"], row["message"]) for row in events(tmp_path / "short", "alarm")}
     assert told["base_t"][0] == told["hinted"][0] == "preparation cut" != told["pq"][0] and "pq" not in left
     assert re.search(r"its search took \d+ of arms.tokens = 400; raise it", told["pq"][1])
+    most = run["pq"]["tokens"]["search"]
+    assert not run_tiny(tmp_path / "exact", *keys, 'arms.run=["pq"]', f"arms.tokens={most}")["arms"], "nothing is left"
 
 
 def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path):
@@ -249,10 +252,13 @@ def test_a_resume_amid_the_arms_counts_their_preparation_once(tmp_path):
 def test_a_resume_amid_the_arm_real_wants_the_problems_that_it_began_with(tmp_path, monkeypatch):
     problems, out = easy_problems(9), tmp_path / "run"
     path = write_problems(tmp_path / "easy.jsonl", problems)
-    keys = (*BRIEF, "teacher.steps=0", 'arms.run=["real"]', f'arms.real="{path}"')
+    keys = (*BRIEF, "teacher.steps=0", "screen.attempts=0", 'arms.run=["real"]', f'arms.real="{path}"')
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(pipeline.Run, "_curve", Mock(side_effect=InterruptedError))
         run_tiny(out, *keys)
+    with monkeypatch.context() as patch, pytest.raises(RunFolderError, match="hard_set changed since the run began"):
+        patch.setattr(pipeline, "split", lambda *given: split(*given)[::-1])
+        run_tiny(out, *keys, resume=True)
     write_problems(path, problems[1:])
     with pytest.raises(RunFolderError, match="real changed since the run began"):
         run_tiny(out, *keys, resume=True)
@@ -287,16 +293,16 @@ def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch)
     monkeypatch.setattr(screen, "screen_call", lambda *given: pytest.fail("screened again"))
     voted = write_jsonl(tmp_path / "pq.jsonl", [{**row, "agreement": 0.5} for row in read_jsonl(tiny_run / "pq.jsonl")])
     sources = (f'arms.pq_from="{voted}"', f'arms.teacher_from="{tiny_run}"', f'screen.from_run="{tiny_run}"')
-    overrides = (*sources, 'arms.run=["pq", "teacher_t"]', "teacher.steps=0", "arms.questions=4")
+    overrides = (*sources, 'arms.run=["pq", "base_t", "teacher_t"]', "teacher.steps=0", "arms.questions=4")
     summary = run_tiny(tmp_path / "run", *overrides)
-    assert (summary["outer_steps"], list(summary["arms"])) == (0, ["pq", "teacher_t"])
+    assert [*summary["arms"], *summary["paired"]] == ["pq", "base_t", "teacher_t", "teacher_t - base_t"]
     theirs = json.loads((tiny_run / "summary.json").read_text())["arms"]["pq"]
     assert theirs["search_rollouts"] and "search_rollouts" not in summary["arms"]["pq"]
     trained = read_jsonl(tmp_path / "run" / "arms" / "pq" / "questions.jsonl")
     assert [r["question"] for r in trained] == [r["question"] for r in read_jsonl(tiny_run / "pq.jsonl")]
     assert {r.get("agreement") for r in trained} == {0.5}
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert {"pq_from", "teacher_from"} <= set(manifest["hashes"])
+    hashes = json.loads((tmp_path / "run" / "manifest.json").read_text())["hashes"]
+    assert hashes["pq_from"] == digest([[r["question"], r["answer"]] for r in trained]) and "teacher_from" in hashes
     # The same hard problems, questions, seeds and steps as in the run itself: the same student.
     for file in ("hard/test.jsonl", "arms/pq/adapter_model.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (tiny_run / file).read_bytes()

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 from helpers import ROOT, random_stack
 from loop_helpers import TINY, easy_problems, events, sets, tiny_config, write_problems
+from tables import cases
 
 import soar
 from soar import seeds
@@ -39,11 +40,7 @@ def test_help_names_every_command(monkeypatch, capsys):
     commands = {name: re.findall(r"│ (\w+) ", text) for name, text in zip(panels[::2], panels[1::2], strict=True)}
     words = re.sub(r"\s+", " ", shown)
     assert "Recipes: code-1gpu, " in words and "Studies: embedded, eps, " in words and not said
-    assert commands == {
-        "Start": ["init", "check", "screen", "run"],
-        "Look": ["watch", "report", "doctor", "verify"],
-        "Take": ["export", "eval", "student", "measure", "study", "review"],
-    }
+    assert commands == dict(cases("cli", "panel"))
 
 
 INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was saved yet, with the same command)\n"

@@ -45,18 +45,14 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path):
         '\ufeff{"question": "nan", "answer": NaN}', '{"question": "inf", "answer": Infinity}', row("null", None),
         row("e", ""), row("blank", " \t"), row("zero", 0), row("float", 0.5), row("minus", "-0"), row("big", "1e400"), "",
         row("x" * 30_000, "2"), '{"question": "q2", "ans', "[1]", row("", "1"), row("Zero ", "0"), row("zero", "1"),
+        row("two", ["1", "2"]), row("true", True),
     ]  # fmt: skip
     name = write(tmp_path / "a.jsonl", lines)
     with pytest.raises(DataError, match=r"a\.jsonl:12: unreadable row: not JSON .*problems.skip_bad_rows=true"):
         load_problems(name)
     problems, report = load_problems(name, skip_bad_rows=True)
     assert {p.question: p.answer for p in problems} == {"zero": "0", "float": "0.5", "minus": "-0", "big": "1e400"}
-    assert [(d.where.rpartition(":")[2], d.reason) for d in report.dropped] == [
-        ("1", "answer is not a finite number"), ("2", "answer is not a finite number"), ("3", "empty answer"),
-        ("4", "empty answer"), ("5", "empty answer"), ("11", "question too long"), ("12", "unreadable row"),
-        ("13", "unreadable row"), ("14", "empty question"), ("15", "duplicate question"),
-        ("16", "same question with another answer"),
-    ]  # fmt: skip
+    assert [[d.where.rpartition(":")[2], d.reason] for d in report.dropped] == cases("data", "dropped")
     assert report.dropped[5].detail == "30000 characters, at most 20000"
     assert report.dropped[9].detail.endswith("a.jsonl:6")
     with pytest.raises(DataError, match=r"b\.jsonl:2: same question with another answer: answer '3', but '2' at .*:1"):
@@ -91,12 +87,7 @@ def test_what_was_done_to_values_is_in_the_report(tmp_path):
     lines = [{"messages": [system, {"role": "user", "content": f"q{i}"}], "answer": s} for i, s in enumerate(solutions)]
     problems, report = load_problems(write(tmp_path / "a.jsonl", lines))
     assert [p.answer for p in problems] == [r"\frac{1}{2}", "2", "1,007", "9"]
-    assert report.lines()[1:] == [
-        "  4 x system prompt and earlier turns put in front of the question",
-        "  1 x answer taken from its box",
-        "  1 x answer taken from the last of several boxes",
-        "  1 x answer taken from behind the last ####",
-    ]
+    assert report.lines()[1:] == [line for (line,) in cases("data", "done")]
 
 
 @pytest.mark.parametrize("form", ["trl", "verl", "jsonl"])
@@ -119,9 +110,9 @@ def test_a_folder_of_files_is_one_source_and_rows_are_streamed(tmp_path):
     (tmp_path / "hard.jsonl.evidence.json").write_text("{}")
     problems, _ = load_problems(str(tmp_path))
     assert [(p.question, p.answer) for p in problems] == [("algebra?", "2"), ("geometry?", "1")]
-    name = write(tmp_path / "a.jsonl", [*[row(f"q{i}", "1") for i in range(10)], "broken"])
+    name = write(tmp_path / "a.jsonl", [*[row(f"q{i // 2}", "1") for i in range(10)], "broken"])
     problems, report = load_problems(name, limit=3)
-    assert [p.question for p in problems] == ["q0", "q1", "q2"] and report.rows == 3
+    assert [p.question for p in problems] == ["q0", "q1", "q2"] and report.rows == 5
     table = datasets.Dataset.from_list([row(f"q{i}", f"{i}") for i in range(5)])
     splits, saved = datasets.DatasetDict(train=table, test=table.select([4, 3])), tmp_path / "saved"
     splits.save_to_disk(saved, num_shards={"train": 2, "test": 1})

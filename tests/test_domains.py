@@ -132,6 +132,7 @@ def test_a_run_with_the_example_of_the_page(roman, tmp_path, capsys):
     steps = events(out, "outer_step")
     assert all("no_answer" in step["rejected"] and "not_a_numeral" in step["rejected"] for step in steps)
     assert {row["answer"] for row in read_jsonl(out / "pq.jsonl")} <= {"X", "V", "I"}
+    assert "domain" in json.loads((out / "manifest.json").read_text())["hashes"]
     changed = tmp_path / "changed.py"
     changed.write_text(roman.read_text(encoding="utf-8") + "\n# another text\n", encoding="utf-8")
     keys += sets(f"problems.domain={json.dumps(f'{changed}:ROMAN')}")
@@ -161,6 +162,7 @@ def test_what_a_domain_raises_is_data(hostile):
         expected = ["correct", "wrong", "wrong", "unscorable", "unscorable", "no_answer", "crashed", "crashed"]
         assert [v.value for v in pool.check_answers(answers, ["g"] * 8)] == expected
         assert "ZeroDivisionError" in str(pool.last_error) or "TypeError" in str(pool.last_error)
+        assert pool.usable([Problem("p", "What now?", answer) for answer in ("bad", "good")]) == [False, True]
 
 
 @pytest.mark.parametrize(("reference", "message"), cases("domains", "reference"))

@@ -44,12 +44,7 @@ CHANGING = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
 RESUMED = "os.truncate metrics.jsonl"  # a point that only a resumed run has
 # Teacher and students that move: graded rewards and larger groups, so that few groups are all alike; rewards that differ
 # between datasets; a KL term that counts from the second step on.
-CHANGES = (
-    "reward.questions=6", "reward.attempts=2", "promotion.tau=-0.6", "promotion.window=2", "teacher.steps=3",
-    "teacher.optimizer.lr=0.003", "teacher.optimizer.kl=0.05", "student.optimizer.lr=0.01", "student.reward=paper",
-    "student.attempts=4", "student.prompts_per_step=3", "arms.save_steps=1", "student.steps=1", "student.max_steps=2",
-    "screen.attempts=2",
-)  # fmt: skip
+CHANGES = tuple((Path(__file__).parent / "cases" / "killed.txt").read_text(encoding="utf-8").split())
 Point = tuple[int, str]  # checkpoints saved before it in the run, and what it is
 Write = tuple[str, Path, int]  # what is written, the file, and its bytes before
 

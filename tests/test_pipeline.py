@@ -129,11 +129,12 @@ def test_evaluations_and_summary(tiny_run):
         "arms", "paired", "promotions", "outer_steps", "loop_end", "seed",
     }  # fmt: skip
     assert summary["loop_end"] == "teacher.steps = 2"
-    assert summary["teacher_rollouts"] == sum(row["sampled"] for row in events(tiny_run, "outer_step"))
     assert set(summary["paired"]) == {"ps - hard_only", "pq - hard_only"}
-    told = [{**row, "correct": [4 * (row.get("arm") == "ps")] * 6} for row in read_jsonl(tiny_run / "metrics.jsonl")]
-    paired = summary_of(told, config, {})["paired"]
-    assert [paired[f"{arm} - hard_only"]["1"]["difference"] for arm in ("ps", "pq")] == [1.0, 0.0]
+    changed = {arm: {"correct": [4 * (arm == "ps")] * 6, "sampled": 7} for arm in (None, *summary["arms"])}
+    told = [{**row, **changed[row.get("arm")]} for row in read_jsonl(tiny_run / "metrics.jsonl")]
+    again = summary_of(told, tiny_config("limits.max_promotions=2"), {})
+    assert [again["paired"][f"{arm} - hard_only"]["1"]["difference"] for arm in ("ps", "pq")] == [1.0, 0.0]
+    assert (again["teacher_rollouts"], again["loop_end"]) == (2 * 7, "limits.max_promotions = 2")
 
 
 def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, env):
@@ -143,11 +144,12 @@ def test_each_arm_is_judged_by_its_own_policy(tmp_path, monkeypatch, env):
     def spy(env: Any, stack: AdapterStack, problems: list[Problem], *rest: Any, **more: Any) -> Any:
         judged.append([stack.digest(p) for p in range(stack.policies)])
         assert [p.id for p in problems] == [row["id"] for row in read_jsonl(tmp_path / "run" / "hard" / "test.jsonl")]
+        assert rest[1] == pipeline.seeds.derive(0, "evaluate"), "every arm draws from the same seeds"
         return real(env, stack, problems, *rest, **more)
 
     monkeypatch.setattr(pipeline, "count_correct", spy)
     source = write_problems(tmp_path / "p.jsonl", easy_problems(14, seed=1))  # from which every arm learns something
-    more = ("student.prompts_per_step=4", "arms.steps=3", "teacher.steps=1", *BRIEF)
+    more = ("student.prompts_per_step=4", "arms.steps=3", "teacher.steps=2", *BRIEF)  # the first student is better
     changes = ("student.reward=paper", "student.attempts=8", "student.optimizer.lr=0.01", *more)
     run_tiny(tmp_path / "run", f'problems.source="{source}"', *changes)
     hard, student, pq = (
@@ -217,8 +219,10 @@ def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(t
     source = write_problems(tmp_path / "p.jsonl", [*long, *words, *fits])
     room = f"student.sampling.max_tokens={env.backbone.context - max(prompts)}"
     overrides = (f'problems.source="{source}"', "problems.verifier=number", "problems.limit=0", "arms.run=[]", room)
+    overrides = (*overrides, "problems.test_share=0.2", "problems.max_hard=5", "seed=1")
     summary = run_tiny(tmp_path / "run", *overrides, "teacher.steps=1", "screen.attempts=1")
     (event,) = events(tmp_path / "run", "screen")
     assert (event["too_long"], event["ungradable"], event["candidates"]) == (2, 2, 6)
     assert summary["arms"] == {}
-    assert {p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / "screen.jsonl")[1:]} == {p.id for p in fits}
+    for half, problems in zip(("train", "test"), pipeline.split(fits[:5], 1, 0.2), strict=True):
+        assert [p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")] == [p.id for p in problems]

@@ -129,12 +129,14 @@ def test_lines_after_the_checkpoint_are_cut_and_evidence_is_kept(tmp_path):
         for name in ("metrics.jsonl", "pq.jsonl", "hard/screen.jsonl"):
             folder.append(name, [{"event": "screen", "more": 1}])
         (tmp_path / "hard" / ".train.jsonl.77.tmp").write_text("what a killed process was writing")
+        write_atomic(tmp_path / "hard" / "screen.jsonl", (tmp_path / "hard" / "screen.jsonl").read_bytes() + b"{")
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
         folder.load()
         assert folder.rows("metrics.jsonl") == [{"event": "outer_step", "step": 0}]
         assert folder.rows("pq.jsonl") == []
         assert len(folder.rows("hard/screen.jsonl")) == 2
-        folder.append("metrics.jsonl", [{"another": "and longer"}])
+        assert (tmp_path / "hard" / "screen.jsonl").read_bytes().endswith(b"}\n")
+        folder.append("metrics.jsonl", [{"another": "and longer", "lost": float("inf")}])
         folder.save(checkpoint(5))
     assert not list(tmp_path.rglob("*.tmp"))
     assert (resumed(tmp_path)[0].data["step"], resumed(tmp_path)[1]) == (5, [])
@@ -333,8 +335,14 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path):
     assert summary["promotions"] == 1
     assert [row["promoted"] for row in events(out, "outer_step")] == [True] * 3
     assert [row["step"] for row in events(out, "promotion")] == [1]
-    assert {row["step"] for row in read_jsonl(out / "pq.jsonl")} == {1}
-    assert [row["decision"] for row in events(out, "review")] == ["rejected", "accepted", "rejected"]
+    loop = json.loads(max(out.glob("state/*/state.json")).read_text())["data"]["loop"]
+    assert {row["step"] for row in [*read_jsonl(out / "pq.jsonl"), *loop["pq"]]} == {loop["promotions"]} == {1}
+    before, after, _ = (row["student_rollouts"] for row in events(out, "outer_step"))
+    assert after - before == 6 * 2 * 2 * 4 + 6 * 4 * 2 + 2 * 3, (
+        "no further RLOO step, two questions new to the baseline"
+    )
+    decided = [(row["decision"], row["by"]) for row in events(out, "review")]
+    assert decided == [("rejected", "ann"), ("accepted", "bob"), ("rejected", "ann")]
     rates = [row["baseline_pass_rate"] for row in events(out, "outer_step")]
     assert events(out, "promotion")[0]["baseline_pass_rate"] == rates[1]
     assert not any(complaints for _, complaints in examine(out))
@@ -359,6 +367,8 @@ def test_the_command_shows_questions_and_effect_and_takes_the_decision(tmp_path,
     assert "decision: rejected by ann" in capsys.readouterr().out
     for _ in range(2):
         assert review.ask(tmp_path, promotion, rows) == ("rejected", "ann")  # asking again keeps a decision
+    review.decide(tmp_path, "reject", "a slip of hers")
+    assert review.ask(tmp_path, promotion, rows) is None
     assert main(["review", str(tmp_path), "--accept"]) == 0
     assert review.ask(tmp_path, promotion, rows)[0] == "accepted"  # type: ignore[index]
     assert review.ask(tmp_path, {**promotion, "step": 5}, rows) is None  # nothing is said about another promotion

@@ -142,7 +142,7 @@ def test_a_null_run_says_why_and_only_a_null_run():
             *({"step": None, "arm": arm, "kind": "arm fell", "message": f"{arm} fell"} for arm in ("ps", "pq")),
         ],
         "outer_step": [{"step": step, "window_mean": mean} for step, mean in ((1, 0.0), (2, -0.01))],
-        "arm_step": [{"arm": "hard_only", "frac_mixed": 0.0}, {"arm": "pq", "frac_mixed": 0.1}],
+        "arm_step": [{"arm": a, "frac_mixed": share} for a, share in (("hard_only", 0.0), ("pq", 0.1), ("pq", 0.0))],
     }
     config = {"promotion": {"tau": 0.01}}
     assert wording.why_nothing(runs.Run(Path("x"), {"config": config}, run.summary, events)) == [
@@ -153,29 +153,25 @@ def test_a_null_run_says_why_and_only_a_null_run():
         "Hard-Only never saw a group with right and wrong attempts, so there was nothing to learn from.",
     ]
     ahead = {**make_run({"ps": PS, "hard_only": HARD}).summary, "paired": paired(0.102, 0.07, 0.134)}
-    equal = {**ahead, "paired": paired(0.0, 0.0, 0.0)}
+    equal = {**ahead, "paired": paired(0.01, 0.0, 0.02)}
     events["promotion"] = [{"step": 1}]
     told = [wording.why_nothing(runs.Run(Path("x"), {"config": config}, end, events)) for end in (ahead, equal)]
     assert list(map(len, told)) == [0, 5]
-    assert wording.remarks(make_run({"ps": PS}))[0].startswith("Hard-Only was not measured, so nothing here tells")
+    remarks = [wording.remarks(make_run({name: PS}))[0] for name in ("ps", "base")]
+    assert [text.startswith("Hard-Only was not measured, so nothing here tells") for text in remarks] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "worth"), [(0.07, 0.13, "paid"), (-0.1, 0.1, "does not show"), (-0.1, -0.01, "cost more")]
-)
-def test_what_the_training_of_the_teacher_was_worth(low, high, worth):
-    difference = {"teacher_t - base_t": {"1": {"difference": (low + high) / 2, "interval_95": [low, high]}}}
+def test_what_the_training_of_the_teacher_was_worth():
+    difference = {"teacher_t - base_t": {"1": {"difference": 0.1, "interval_95": [0.07, 0.13]}}}
     run = make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD}, paired=difference)
     remark, intervals = wording.remarks(run)
-    assert remark.startswith("What the teacher's training was worth: pass@1 ") and worth in remark
+    assert remark.startswith("What the teacher's training was worth: pass@1 ") and remark.endswith("so it paid.")
     assert intervals.endswith("not that of the seed and of each side's best arm.")
 
 
-def test_figures_as_text():
-    shown = [wording.percent(0.0061), wording.duration(59.6), wording.duration(7500), wording.decimal(-0.5)]
-    shown += [wording.decimal(-0.00001), wording.tokens(12_345_678), wording.whole(True), wording.percent(-0.0061)]
-    expected = ["0.61 %", "59.6 s", "2:05:00", "\u22120.5000", "0.0000", "12.3 M", "\u2013", "\u22120.61 %"]
-    assert [text.replace("\u00a0", " ") for text in shown] == expected
+@pytest.mark.parametrize(("filter_name", "given", "text"), cases("report", "figure"))
+def test_figures_as_text(filter_name, given, text):
+    assert getattr(wording, filter_name)(*given).replace("\u00a0", " ") == text
 
 
 def test_page_is_whole_usable_without_eyes_and_loads_nothing(html, page):
@@ -210,12 +206,8 @@ def test_page_shows_the_figures_of_the_summary(folder, page):
 
 def test_page_says_what_votes_trust_and_practice_were(run):
     """Answers by vote are not the teacher's own, problems that nobody screened were not tried, and practice comes first."""
-    for name, old, new in (
-        ("manifest.json", b'"votes": 0', b'"votes": 8'),
-        ("manifest.json", b'"curriculum_steps": 0', b'"curriculum_steps": 1000'),
-        ("metrics.jsonl", b'"hard": 12, "attempts": 4', b'"hard": 12, "attempts": 0'),
-    ):
-        change(run / name, old, new)
+    for name, old, new in cases("report", "votes and practice"):
+        change(run / name, old.encode(), new.encode())
     text = Page(write_report(run).read_text(encoding="utf-8")).text
     assert "with the answer that most of 8 attempts of the base model give, which nobody checks" in text
     assert "12 problems were taken as hard, untried (screen.attempts = 0)" in text and "Correct attempts" not in text
@@ -259,6 +251,8 @@ def test_every_chart_is_what_the_events_say(folder):
     outer = report.loop_section(run)
     reward, rates, quality, vendi = outer["charts"]
     assert list(reward.series[0].y) == [event["reward_mean"] for event in run.steps]
+    error = runs.standard_error(run.steps[0]["reward_G"])
+    assert reward.series[0].high[0] - reward.series[0].y[0] == pytest.approx(error) != 0
     assert reward.marks == [event["step"] for event in run.steps if event["promoted"]]
     assert list(rates.series[1].y) == [event["best_pass_rate"] for event in run.steps]
     assert rates.y_label == "mean likelihood" and outer["likelihood"]
@@ -275,12 +269,13 @@ def test_every_chart_is_what_the_events_say(folder):
         run.config["arms"]["curriculum_steps"] = alone
         page = report.render("report.html", report.content(run))
         assert (text in " ".join(page.split())) == (alone == steps)
-    run.steps[1]["reward_se_G"] = []
+    run.steps[0]["reward_se_G"] = []
     for told in ([[1.0, 2.0], [0.1, 0.1]], [[1.0, 2.0], 7], [[1.0, None], [0.1, 0.1]], [["<b>", 2.0], [0.1, "<b>"]]):
-        run.steps[0].update(zip(("reward_G", "reward_se_G"), told, strict=True))
+        run.steps[1].update(zip(("reward_G", "reward_se_G"), told, strict=True))
         run.config["student"]["repeats"] = 2
-        page = report.render("report.html", report.content(run))
-        assert ("of one dataset's students" in " ".join(page.split())) == (told == [[1.0, 2.0], [0.1, 0.1]])
+        page = " ".join(report.render("report.html", report.content(run)).split())
+        assert ("of one dataset's students" in page) == (told == [[1.0, 2.0], [0.1, 0.1]])
+        assert "With one student a dataset" not in page
     base = run.arms["base"]
     assert f"> {base.evaluation_tokens // (base.problems * base.attempts)} an attempt<" in page.replace('">', "> ")
     assert all("data:image/svg+xml" in chart.image() for chart in report.run_charts(run))
@@ -328,6 +323,7 @@ def test_what_the_teacher_wrote_and_what_changed():
         (0, [("best", 0.1, ["q010", "q011", "q012"]), ("worst", 0.0, ["q000", "q001", "q002"])]),
         (1, [("best", 0.1, ["q110", "q111", "q112"]), ("worst", 0.0, ["q100", "q101", "q102"])]),
     ]  # fmt: skip
+    assert [name for name, *_ in wording.extremes([{**row, "reward": 0.1} for row in rows])] == ["alike"]
     changed = written["changes"].replace("\u00a0", " ")
     assert changed == "From step 0 to step 1: different from each other 100.0 % → 50.0 %."
     assert len(report.questions_section(rows * 100)["rows"]) == 534, "every third of 1,600"
@@ -361,7 +357,8 @@ def test_damaged_files_are_named(tiny_run, tmp_path):
     assert "Now: <b>loop: 7 of 9, about 0:01:01 left." in text and "Stopped:" not in text
     assert "Unfinished: 2 outer steps and 1 promotion so far; nothing was measured" in text
     assert "metrics.jsonl:6: the last line is not complete" in text
-    assert runs.read_arm("pq", {"pass_at": {"1": None, "01": 0.5}}).pass_at == {1: 0.5}, "a k that stands twice"
+    pq = runs.read_arm("pq", {"pass_at": {"1": None, "01": 0.5, "4": 1}, "interval_95": {"1": [0, 1, 2]}})
+    assert wording.held_out(pq).replace("\u00a0", " ") == "PQ: pass@1 50.0 %, pass@4 100.0 %", "1 stands twice"
 
 
 JSON = st.recursive(

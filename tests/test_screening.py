@@ -14,12 +14,13 @@ import pytest
 import torch
 from helpers import some_problems, tiny_backbone, tiny_examiner
 from loop_helpers import TINY, easy_problems, events, hard_problems, read_jsonl, sets, tiny_config
-from tables import write_jsonl
+from tables import cases, write_jsonl
 
 from soar.cli import main
 from soar.config import ConfigError
 from soar.domains.world import get_world
 from soar.problems import domain
+from soar.problems.load import DataError
 from soar.run import screen as screening
 from soar.run.folder import EVIDENCE, RunFolder
 from soar.run.interrupts import Stopped
@@ -63,6 +64,7 @@ class Attempted:
             raise KeyboardInterrupt
         self.asked += [(problem.id, first, attempts) for problem in problems]
         self.seeds.append(seed_P)
+        self.temperature = sampling.temperature
         number_N = torch.arange(first, first + attempts)
         solved_Q_N = torch.stack([number_N >= 100 - int(p.id.removeprefix("hard-")) for p in problems])
         ended_B = (number_N % 2 == 0).repeat(len(problems))
@@ -74,7 +76,8 @@ def screened(
     path: Path, env: Any, problems: list[Problem], *overrides: str, resume: bool = False, told: Any = None
 ) -> Any:
     """(found, rows of the file, items told to the progress, which is another one where `told` is given) of a screening."""
-    config, done = tiny_config("screen.attempts=100", "screen.max_successes=0", *overrides), []
+    keys = ("screen.attempts=100", "screen.max_successes=0", "screen.temperature=0.7")
+    config, done = tiny_config(*keys, *overrides), []
     with RunFolder(path, config, [], resume) as folder:
         found = screen(env, problems, config, folder, {"model": "m"}, told or (lambda *items: done.append(items)))
         return found, folder.rows("hard/screen.jsonl"), done
@@ -99,7 +102,7 @@ def test_screening_goes_on_where_it_stopped(tmp_path, monkeypatch):
     file.write_bytes(b"".join(lines[:12]) + lines[12][:9])
     resumed = Attempted()
     again, rows_again, done = screened(tmp_path / "cut", resumed, problems, resume=True)
-    assert (again, rows_again) == (counts, rows)
+    assert (again, rows_again, resumed.temperature) == (counts, rows, 0.7)
     assert file.read_bytes() == (tmp_path / "straight" / "hard" / "screen.jsonl").read_bytes()
     assert [name for name, *_ in resumed.asked][:13] == [f"hard-{i}" for i in range(7, 20)]
     assert done[0] == (11 * 8, 2000)
@@ -133,12 +136,13 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
     env: Any = Attempted()
     problems = hard_problems(12)
 
-    def run(name: str, seed: int, problems: list[Problem], source: str = "") -> Any:
+    def run(name: str, seed: int, problems: list[Problem], source: str = "", prompt: str = "p") -> Any:
         config = tiny_config("screen.attempts=100", f"seed={seed}")
-        evidence = {"model": name, "prompt": "p", "seed": seed}
+        evidence = {"model": name, "prompt": prompt, "seed": seed}
         with RunFolder(tmp_path / name, config, []) as folder:
             if source:
                 screening.copy_screening(folder, tmp_path / source, "same")
+                screening.copy_screening(folder, tmp_path / "gone", "same")  # is not asked again
             folder.note_hashes(problems="same")
             return screen(env, problems, config, folder, evidence, print)
 
@@ -149,6 +153,8 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
     assert env.seeds[0] == env.seeds[-1]  # the rest is drawn with the seed of what is there
     rows = read_jsonl(tmp_path / "second" / "hard" / "screen.jsonl")
     assert rows[0] == {"evidence": {"model": "first", "prompt": "p", "seed": 3}}
+    with pytest.raises(DataError, match="screened with 'p', this run uses 'q'"):
+        run("of another prompt", 4, problems, "first", "q")
     other = pytest.raises(ConfigError, match=r"screen\.from_run = .*: it screened other problems")
     with RunFolder(tmp_path / "third", tiny_config(), []) as folder, other:
         screening.copy_screening(folder, tmp_path / "first", "other")
@@ -184,6 +190,7 @@ def test_the_rate_of_the_hard_set_by_hand():
     known = event([0] * 10 + [1] * 3 + [40])
     assert known["hard_rate"] == pytest.approx(3 / (100 * 10))
     assert known["planned_rollouts"] == 50 * 2 * 8
+    assert event([0] * 10, "arms.steps=0")["planned_rollouts"] == 2 * 3 * 2 * 2 * 2 * 4, "what the outer loop takes"
     budget = event([0] * 10 + [1], "arms.tokens=4800", "student.sampling.max_tokens=48")
     assert budget["planned_rollouts"] == 4800 / 24
     assert known["expected_successes"] == pytest.approx(2.4)
@@ -195,6 +202,9 @@ def test_the_rate_of_the_hard_set_by_hand():
     waves = ("screen.attempts=128", "screen.early_stop=true", "screen.max_successes=0")
     early = event([0] * 10 + [1], *waves, attempts=128)
     assert early["hard_rate"] == pytest.approx(1 / (32 / 128) / (128 * 10))
+    rows = {"left": Screening(1, 8), **{str(i): Screening(int(i == 10), 128) for i in range(11)}}
+    some = screen_event(rows, tiny_config(*waves))
+    assert (some["hard_rate"], some["pass_rate"], some["frac_mixed"]) == (early["hard_rate"], None, None)
 
 
 OWN = ("problems.limit", "screen.")
@@ -259,10 +269,7 @@ def test_an_interrupted_screening_ends_like_a_straight_one(source, finished, tmp
     command = shlex.join(["soar", *arguments(source, out), "tiny", "--quiet", "--resume"])
     assert f"soar: stopped by SIGTERM; everything is saved. Continue with: {command}\n" in capsys.readouterr().err
     assert not (out / "table.txt").exists()
-    with open(out / "hard" / "screen.jsonl", "a") as file:
-        file.write("{}\n")
     assert main([*arguments(source, out, "--resume"), "tiny", "--quiet"]) == 0
-    assert "screen.jsonl:2 is damaged: what follows is made again" in capsys.readouterr().err
     for name in FILES:
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
@@ -273,6 +280,7 @@ def test_a_run_uses_the_evidence(finished, tmp_path, monkeypatch):
     short = ["teacher.steps=1", "arms.run=[]", "screen.attempts=40", "problems.question_column=task", "seed=3"]
     short += ["screen.early_stop=true"]  # which leaves the hard set as it is
     assert main([*words, *SETS, *HARD_ONLY, *sets(*short)]) == 0
+    assert main([*words[:-1], str(tmp_path / "warm"), *SETS, *HARD_ONLY, *sets(*short, "screen.temperature=0.5")]) == 1
     (event,) = events(tmp_path / "run", "screen")
     hard = read_jsonl(finished / "hard.jsonl")
     assert (event["hard"], event["candidates"], event["frac_all_wrong"]) == (len(hard), len(hard), 1.0)
@@ -298,15 +306,7 @@ def test_evidence_is_tied_to_the_text_of_a_reward_function(source, tmp_path, mon
     assert "verifier changed since the run began" in capsys.readouterr().err
 
 
-OTHERS = (
-    "student.sampling.stop=['x']",
-    "student.sampling.top_p=0.5",
-    "screen.temperature=0.5",
-    "screen.early_stop=true",
-)
-
-
-@pytest.mark.parametrize("key", [*OTHERS, "student.sampling.max_tokens=9", "model.template_options={a=1}"])
+@pytest.mark.parametrize("key", [key for (key,) in cases("screening", "drawn")])
 def test_evidence_says_how_attempts_were_drawn(env, key):
     assert screening.evidence_key(tiny_config(key), env) != screening.evidence_key(tiny_config(), env)
 

@@ -20,6 +20,7 @@ from test_inputs import prepare
 from soar.cli import main
 from soar.config import ConfigError
 from soar.files import digest
+from soar.loop.evaluate import clopper_pearson
 from soar.report.alarms import step_vendi
 from soar.report.text import fill
 from soar.run.interrupts import StopRequest
@@ -101,8 +102,8 @@ def cell_of(folder: Path, seed: int, attempts: int, correct: list[Any], tokens: 
 
 
 def test_every_seed_counts_by_its_own_attempts_and_with_its_search(tmp_path, monkeypatch):
-    """2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice)."""
-    study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1]})
+    """2 of 4 and 2 of 8 attempts are 0.5 and 0.25, so 0.375 (it was 0.50, from 2 of 4 twice); of 4 there is no pass@8."""
+    study = Study.model_validate({"name": "x", "variants": {"a": {}}, "seeds": [0, 1], "ks": [1, 8]})
     both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 8, [2] * 6, 5000)]
     results = collect(study, both, {}, study.model_dump(mode="json"))
     pq, hard = results["arms"]
@@ -136,17 +137,18 @@ def test_teachers_and_promotions(finished):
     cell = folder / "out" / "cells" / "grounded-seed0"
     first = [r["question"] for r in read_jsonl(cell / "questions.jsonl") if r["step"] == 0]
     assert grounded["cells"][0]["first"]["vendi"] == pytest.approx(step_vendi(first), abs=1e-5)
-    # tau -2, window 1: every one of two steps promotes, in both seeds.
-    assert (grounded["windows"], grounded["promotions"], grounded["share"]) == (4, 4, 1.0)
-    assert grounded["interval_95"] == pytest.approx([0.025**0.25, 1.0])
+    assert (grounded["windows"], grounded["promotions"], grounded["share"]) == (4, 4, 1.0), (
+        "tau -2: every step promotes"
+    )
 
 
 def test_a_teacher_that_collapsed(tmp_path):
     """One of its figures fell below half of its start; means of the first and the last three steps, by hand."""
-    cell = cell_of(tmp_path, 0, 4, [2])
+    cell = cell_of(tmp_path, 0, 4, [2])._replace(config=tiny_config("promotion.window=2"))
     shares = (1.0, 0.8, 0.6, 0.5, 0.5, 0.3, 0.1)
     steps = [
         {"event": "outer_step", "step": i, "distinct_share": share, "vendi": 9.0, "accepted": 3, "sampled": 4}
+        | {"window_mean": 0.1 if i else None, "promoted": i > 2}
         for i, share in enumerate(shares)
     ]
     write_jsonl(cell.folder / "metrics.jsonl", steps)
@@ -156,6 +158,8 @@ def test_a_teacher_that_collapsed(tmp_path):
     assert (entry["first"]["distinct_share"], entry["last"]["distinct_share"]) == pytest.approx((0.8, 0.3))
     assert (entry["last"]["vendi"], entry["last"]["accepted_share"], entry["last"]["correct"]) == (9.0, 0.75, None)
     assert (entry["collapsed"], teacher["collapsed"]) == (["distinct_share"], 1)
+    assert (entry["windows"], entry["promotions"]) == (6, 4), "of 6 / 2 trials of their own, so 4 at least"
+    assert teacher["interval_95"] == list(clopper_pearson(4 / 6 * 4, 4))
 
 
 def test_page_and_table_hold_every_figure_and_no_markup(finished):
@@ -214,6 +218,10 @@ def test_counts_that_cannot_be_are_left_out(tmp_path):
         both = [cell_of(tmp_path, 0, 4, [2] * 6), cell_of(tmp_path, 1, 4, [2, bad, 0, 0, 0, 0])]
         arms = collect(study, both, {}, study.model_dump(mode="json"))["arms"]
         assert [row["seeds"] for row in arms] == [[0], [0, 1]], bad
+    others = [cell_of(tmp_path / "b", seed, 4, [1] * n)._replace(variant="b") for seed, n in ((0, 6), (1, 5))]
+    pair = study.model_copy(update={"variants": {"a": {}, "b": {}}, "compare": (("a:hard_only", "b:pq"),)})
+    (row,) = collect(pair, [*both, *others], {}, pair.model_dump(mode="json"))["comparisons"]
+    assert (row["seeds"], row["left_out"]) == ([0], 1), "of one seed the held-out problems differ"
     (both[1].folder / "summary.json").unlink()
     arms = collect(study, both, {}, study.model_dump(mode="json"))["arms"]
     assert [row["seeds"] for row in arms] == [[0], [0]], "an unfinished cell has no results"
@@ -223,6 +231,8 @@ def test_counts_that_cannot_be_are_left_out(tmp_path):
     results = collect(study, both, {}, study.model_dump(mode="json"))
     page = fill("study.md", results=results, tables=tables(results))
     assert "| finished: the arm ps is left out: too dear |" in page and "There is none yet: an arm of it" in page
+    (both[0].folder / "hard" / "test.jsonl").unlink()
+    assert collect(study, both, {}, study.model_dump(mode="json"))["arms"] == [], "not as many problems as counts"
 
 
 @pytest.mark.parametrize(("change", "message"), cases("studies", "file"))
@@ -232,8 +242,9 @@ def test_study_files_that_cannot_be_used(tmp_path, change, message):
 
 
 def test_cells_fill_in_their_seed_and_share_a_screening_only_where_it_is_the_same(tmp_path):
-    own = cells(toy(tmp_path), tmp_path / "out", ['screen.from_run="before-{seed}"'])
-    assert [cell.shares for cell in own] == [None] * 4
+    given = ('screen.from_run="before-{seed}"', "screen.attempts=0")
+    own, untried = (cells(toy(tmp_path), tmp_path / "out", [key]) for key in given)
+    assert [cell.shares for cell in own + untried] == [None] * 8
     assert {cell.config.screen.from_run for cell in own} == {"before-0", "before-1"}
     for key in ("screen.attempts=7", "student.sampling.max_tokens=9"):
         other = toy(tmp_path, TOY.replace("teacher.reward=learnability", key))

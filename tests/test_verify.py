@@ -132,7 +132,8 @@ def test_user_function_outcomes(monkeypatch, tmp_path):
     texts = [*expected, *["42"] * 40]
     with VerifierPool(f"{FUNCTIONS}:obey", workers=2, timeout_s=2.0, memory_mb=2048) as pool:
         verdicts = pool.check(texts, ["42"] * len(texts))
-        assert pool.last_error is not None and "obey" in pool.last_error
+        assert pool.last_error is not None and "obey" in pool.last_error and len(pool._live) <= 2
+        assert pool.check(["x" + "42" * 50_000], ["42" * 50_000]) == [CORRECT], "the end of a long text"
         late = ": no answer in 2 s (problems.verify_timeout_s)"
         raised = {"raise": ", line 13: KeyError: 'no such key'", "exit": ", line 13: SystemExit: 3", "sleep": late}
         raised["mute"] = ", line 13: Mute: its text cannot be made"
@@ -142,6 +143,7 @@ def test_user_function_outcomes(monkeypatch, tmp_path):
     assert dict(zip(expected, verdicts, strict=False)) == expected
     assert verdicts[len(expected) :] == [CORRECT] * 40
     assert levels == [CORRECT, WRONG]
+    assert {v for v in Verdict if not v.judged} == {Verdict.UNSCORABLE, Verdict.TIMEOUT, Verdict.CRASHED}
     (tmp_path / "right.py").write_text("GOLD = ['7']\n")
     (tmp_path / "mine.py").write_text("from right import GOLD\ndef f(completions, answer): return [answer == GOLD]\n")
     for folder, name in ((tmp_path, "mine:f"), (tmp_path.parent, f"{tmp_path.name}/mine.py:f")):

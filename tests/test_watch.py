@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from loop_helpers import read_jsonl
 from rich.console import Console
-from tables import write_json, write_jsonl
+from tables import cases, write_json, write_jsonl
 
 from soar.cli import main
 from soar.report import text as wording
@@ -57,17 +57,7 @@ def test_the_view_of_a_running_run(tmp_path):
     add(folder, "questions.jsonl", {"step": 0, "question": "old", "answer": "1", "reward": 0.9})
     add(folder, "questions.jsonl", {"step": 1, "dataset": 0, "question": "bad", "answer": "2", "reward": 0.0})
     add(folder, "questions.jsonl", {"step": 1, "dataset": 1, "question": "good", "answer": "3", "reward": 0.04})
-    assert lines_of(folder) == [
-        "mine: at work, last written 3.0 s ago",
-        "outer loop: 2 of 10, about 0:20:00 left",
-        "12 of 40 candidates are hard",
-        "2 of 10 outer steps done, 1 promotion",
-        "step   1  reward +0.0200 ± 0.0200 (best +0.0400)  baseline 0.0200  accepted 8/10  distinct 0.50",
-        "  best     +0.0400  «good» 3",
-        "  worst    +0.0000  «bad» 2",
-        "  promoted dataset None: pass rate 0.0200 → 0.0600",
-        "alarm: odd: something odd",
-    ]
+    assert lines_of(folder) == [line for (line,) in cases("watch", "view")]
 
 
 def test_a_paused_or_killed_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
@@ -188,11 +178,7 @@ def test_plain_lines_with_a_time_estimate(monkeypatch, tmp_path):
         clock["now"] += 19.0
         students(0, 3, 5)
         noted = json.loads(report.file.read_text())
-    assert out.getvalue().splitlines() == [
-        "outer loop: 5/10, students: 0/5, about 0:05:00 left, about 0:10:00 of the whole run left",
-        "outer loop: 6/10, students: 0/5, about 0:04:00 left, about 0:09:00 of the whole run left",
-        "outer loop: 6/10, students: 3/5, about 0:04:00 left, about 0:09:00 of the whole run left",
-    ]
+    assert out.getvalue().splitlines() == [line for (line,) in cases("watch", "plain")]
     assert noted == {"task": "outer loop", "done": 6.0, "total": 10.0, "left": 240.0}
     assert not report.file.exists(), "a run that is not at work notes nothing"
     assert [bar.fields["run"] for bar in report.bars.tasks] == [""], "nothing is left of a bar that is over"

@@ -46,7 +46,7 @@ STUDIES = RECIPES / "studies"
 DEFINITION = "definition.json"
 # What decides whether two cells of one seed have the same hard problems with the same evidence.
 SAMPLED_WITH = {"sampling": {"top_p", "max_tokens", "stop"}}
-SCREENED_WITH: Any = {"model": True, "problems": True, "screen": True, "seed": True, "student": SAMPLED_WITH}
+SCREENED_WITH: Any = {"model": True, "problems": True, "screen": True, "student": SAMPLED_WITH}
 MAY_CHANGE = ("seeds", "ks", "compare", "question", "bootstrap")  # of a study that is continued
 SCHEMA = 3
 TABLES = asset("study")
