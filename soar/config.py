@@ -369,6 +369,8 @@ def _explain(item: ErrorDetails, where: str, known: list[str]) -> str:
         found = "" if item["type"] == "missing" else f" = {item['input']!r:.300}"
         given = f"{key}{found}: " if key else ""
         said = item["msg"].removeprefix("Value error, ").replace("valid dictionary", "table, as {name = false}")
+        never = '; SOAR with a teacher that is never trained is no arm: set teacher.reward = "none"'
+        said += never if item["input"] == "select_only" else ""
         return f"{where}: {given}{said}"
     same_end = [other for other in known if other.endswith(f".{item['loc'][-1]}")]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8) or same_end[:4]

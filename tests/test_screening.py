@@ -3,6 +3,7 @@ run uses its evidence."""
 
 import json
 import os
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import some_problems, tiny_backbone, tiny_examiner
+from helpers import ROOT, some_problems, tiny_backbone, tiny_examiner
 from loop_helpers import TINY, easy_problems, events, hard_problems, read_jsonl, sets, tiny_config
 from tables import cases, write_jsonl
 
@@ -321,16 +322,19 @@ def test_words_for_what_plain_rl_sees():
     assert "no learning signal: nearly every group is all right, the problems are solved" in words([100] * 10)
     assert "43.8% with a learning signal" in words([50] * 5 + [0] * 5)
     assert "raise student.sampling.max_tokens (now 48)" in words([0] * 10, truncated_share=0.6)
+    plateau = words([0] * 10)
+    assert "at most 0.048 of 16 attempts correct, 0.024 a step (none of 1,000 was)" in plateau
+    assert "try first: easier problems if you have some (arm real); on MATH" in plateau
+    assert "try first: the candidates" in words([0] * 10 + [50] * 32)
+    assert "try first: the candidates" not in words([0] * 10 + [50] * 31 + [100])
+
+
+@pytest.mark.parametrize(("rate", "tried", "easier", "lines"), cases("check", "fits"))
+def test_what_to_train_first_and_where_that_was_measured(rate, tried, easier, lines):
     config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
-    assert what_fits(0.9, config).startswith("try first: harder problems")
-    budget = "in the planned budget 1,000 of 256,000 attempts of plain RL are expected to be correct, 1 a step"
-    why = "(why: docs/results/maths.md)"
-    assert what_fits(1 / 256, config) == f"try first: plain RL, the arm hard_only: {budget} {why}"
-    assert what_fits(0.001, config, 31).startswith(
-        "try first: base_t (its own questions without a search), then SOAR: "
-    )
-    easier = "try first: solvable (the easier candidates first), beside base_t"
-    assert what_fits(0.001, config, 32).startswith(easier)
+    assert what_fits(config, rate, tried, easier).split("\n") == lines
+    pages = re.findall(r"docs/\S+\.md", "".join(lines))
+    assert all((ROOT / page).is_file() for page in pages)
 
 
 def test_golds_that_are_no_values_are_left_out_counted_and_named(tmp_path, capsys):

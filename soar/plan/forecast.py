@@ -244,7 +244,7 @@ class Finding(NamedTuple):
     def lines(self) -> list[str]:
         """As text for a terminal, with no secret in it and nothing that could move the cursor."""
         more = [f"{'':21s}{line}" for text in self.details for line in text.split("\n")]
-        more += [f"{'':21s}-> {self.advice}"] if self.advice else []
+        more += [f"{'':21s}-> {line}" for line in self.advice.split("\n") if line]
         return [visible(scrub(line)) for line in [f"{self.status:8s} {self.name:11s} {self.message}", *more]]
 
 
@@ -432,14 +432,14 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
     main = "refused" if outcomes["refused"] else main  # one alone says that the verifier errs
     hopeless = not correct and count >= ENOUGH and (main == "refused" or outcomes[main] > 0.9 * count)
     cause, advice = OUTCOMES[main]
-    fits, advice = (what_fits(correct / count, config), "") if cause == "difficulty" else ("", advice)
+    fits, advice = (what_fits(config, correct / count, count), "") if cause == "difficulty" else ("", advice)
     flat.sort(key=lambda row: (row["outcome"] == "right", row["outcome"] != main))  # first those that earned nothing
     found: Row = {"correct": correct, "count": count, "wanted": ATTEMPTS * len(asked), "seconds": STUDENT_SECONDS}
-    found |= {"outcomes": outcomes.most_common(), "sampled": env.tokens - before, "left_out": left_out, "fits": fits}
+    found |= {"outcomes": outcomes.most_common(), "sampled": env.tokens - before, "left_out": left_out}
     found |= {"shown": flat[:SHOWN], "context": context, "error": env.verifier.last_error}
     message, *details = fill("check/student.txt", causes=OUTCOMES, clipped=clipped, **found).split("\n")
     counts = {"correct": correct, **outcomes}
-    return Finding("student", status_of(advice and hopeless, advice), message, advice, tuple(details), counts)
+    return Finding("student", status_of(advice and hopeless, advice), message, advice or fits, tuple(details), counts)
 
 
 def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:

@@ -83,17 +83,13 @@ def planned_rollouts(config: Config) -> int:
     return (config.arms.steps * config.arm_prompts or loop) * student.attempts
 
 
-def what_fits(rate: float, config: Config, easier: int = 0) -> str:
-    """What to train first where the base model solves this share of its attempts at the training problems, and why. easier:
-    candidates beside them that it solves now and then."""
-    step, planned = rate * config.arm_prompts * config.student.attempts, planned_rollouts(config)
-    if rate > 0.5:
-        return "try first: harder problems, most attempts are correct; soar screen finds those that are never solved"
-    first = "solvable (the easier candidates first), beside " if easier >= FEW_SOLVABLE else ""
-    own = f"{first}base_t (its own questions without a search), then SOAR"
-    arm = "plain RL, the arm hard_only" if step >= 1 else own
-    expected = f"{rate * planned:,.0f} of {planned:,} attempts of plain RL are expected to be correct"
-    return f"try first: {arm}: in the planned budget {expected}, {step:.2g} a step (why: docs/results/maths.md)"
+def what_fits(config: Config, rate: float, tried: int, easier: int | None = None) -> str:
+    """What to train first, and where that was measured, as lines. rate: share of attempts at the training problems that the
+    base model solves, 0 for none of `tried`. easier: candidates that it solves now and then; None where nobody looked."""
+    planned, step = planned_rollouts(config), config.arm_prompts * config.student.attempts
+    most = rate or min(1.0, 3 / tried)  # none of n: the rate is under 3 / n with 95 %
+    found: Row = {"rate": rate, "tried": tried, "easier": easier, "few": FEW_SOLVABLE}
+    return fill("fits.txt", planned=planned, expected=most * planned, step=most * step, **found)
 
 
 def left_out_before(event: Row) -> str:
@@ -103,8 +99,10 @@ def left_out_before(event: Row) -> str:
 
 def table_lines(event: Row, config: Config) -> list[str]:
     """The `screen` event for a person: counts, what plain RL with groups of student.attempts would see, what to do next."""
-    rate, easier = event["hard_rate"], event["candidates"] - event["hard"]
-    words = {"left_out": left_out_before(event), "fits": "" if rate is None else what_fits(rate, config, easier)}
+    easier = event["candidates"] - event["hard"] - event["histogram"]["all"]
+    tried = event["hard"] * event["attempts"] * (event["attempts"] > config.screen.max_successes)
+    fits = what_fits(config, event["hard_rate"] or 0.0, tried, easier) if tried else ""
+    words = {"left_out": left_out_before(event), "fits": fits}
     return fill("screen.txt", event=event, config=config, few_mixed=FEW_MIXED, **words).split("\n")
 
 
