@@ -43,6 +43,7 @@ def test_help_names_every_command(monkeypatch, capsys):
     assert commands == dict(cases("cli", "panel"))
 
 
+MEND = "make room, permit it or name another place"
 INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was saved yet, with the same command)\n"
 
 
@@ -51,7 +52,8 @@ INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was save
     [
         (KeyboardInterrupt(), 130, INTERRUPTED),
         (MemoryError(), 1, "soar: out of memory; free memory, then continue with --resume\n"),
-        (OSError(28, "No space left on device", "x"), 1, "soar: x: No space left on device\n"),
+        (OSError(28, "No space left on device", "x"), 1, f"soar: x: No space left on device; {MEND}\n"),
+        (OSError(27, "File too large", "from", None, "to"), 1, f"soar: to: File too large; {MEND}\n"),
         (UserError("https://a:b@hub \x1b[2J\n  two"), 1, "soar: https://[hidden]@hub \u27e8U+001B\u27e9[2J\n  two\n"),
         (BrokenPipeError("a worker is gone"), None, ""),
     ],

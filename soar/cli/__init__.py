@@ -20,7 +20,6 @@ PANELS = {
     "Look": ("watch", "report", "doctor", "verify"),
     "Take": ("export", "eval_", "student", "measure", "study", "review"),
 }
-RESUMABLE = ("screen", "run", "student", "study")
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, or of the copy of it that typer brings
 
 _NAMES = {"Recipes": RECIPES.glob("*.toml"), "Studies": (RECIPES / "studies").glob("*.toml")}
@@ -47,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the `soar` command; returns the exit code: 0 done, 1 refused or failed, 2 wrong usage, 3 paused (a
     limit, or a promotion on hold), 130 and 143 stopped by SIGINT and SIGTERM."""
     words = sys.argv[1:] if argv is None else argv
-    again = "; continue with --resume" if words[:1] and words[0] in RESUMABLE else ""
+    again = "; continue with --resume" if {*words[:1]} & {"screen", "run", "student", "study"} else ""
+    if not os.environ.get("COLUMNS", "80").strip("0"):
+        del os.environ["COLUMNS"]  # rich would show nothing at all
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: its number would go to the next file, with what libraries print
             os.set_inheritable(nowhere := os.open(os.devnull, os.O_RDWR), True)
@@ -82,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
                 stream.flush()
             except OSError:  # what it still holds is dropped, or the interpreter would fail on it again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 0 if gone else _complain(f"{error.filename or 'the output or a temporary file'}: {error.strerror}")
+        place = error.filename2 or error.filename or "the output or a temporary file"
+        return 0 if gone else _complain(f"{place}: {error.strerror}; make room, permit it or name another place")
 
 
 def _main(words: list[str]) -> int:

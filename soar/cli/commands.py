@@ -140,8 +140,7 @@ def run(
         carry_out(context, config, out, resume, quiet)
         print(f"report: {out / 'report.html'}")
         return 0
-    local = split_source(config.problems.source)[0] != "hub"  # which takes a network
-    findings = list(check_data(config)) if local else []
+    findings = [] if split_source(config.problems.source)[0] == "hub" else list(check_data(config))  # without a network
     lines = [line for finding in findings for line in finding.lines()] + memory_lines(config)
     lines += [*forecast(config).lines(), *([summary(findings)] if findings else [])]
     print("\n".join([json.dumps(scrub(config.resolved()), indent=2), *lines]))
@@ -230,8 +229,7 @@ def init(
     text = find_recipe("small-1gpu").read_text(encoding="utf-8")
     for key, value in (("name", file.stem), ("path", model), ("source", problems), ("verifier", verifier or "math")):
         if value.encode("utf-8", "replace").decode() != value:
-            why = "is not UTF-8, which is all that a recipe can hold"
-            raise ConfigError(f"{key} = {value!r} {why}; give it another name")
+            raise ConfigError(f"{key} = {value!r} is not UTF-8, as a recipe has to be; give it another name")
         quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f").replace("\\", "\\\\")
         text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", f"{key} = {quoted}", text, flags=re.MULTILINE)
     config_of("small-1gpu", model, problems, overriding(None, None, name=file.stem, problems__verifier=verifier))

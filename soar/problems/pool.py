@@ -70,7 +70,7 @@ class _Worker:
         self.link, there = Pipe()
         kept = {key: value for key, value in os.environ.items() if key.upper() in KEPT or key.startswith("LC_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps([sys.path, there.fileno(), *arguments])],
+            [sys.executable, "-P", "-c", PROGRAM, json.dumps([sys.path, there.fileno(), *arguments])],
             env={**kept, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": ":backslashreplace", MARK: "1"},
             pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip

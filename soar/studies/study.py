@@ -158,7 +158,7 @@ def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tupl
 
 def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -> str | None:
     """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder."""
-    command = [sys.executable, "-m", "soar.cli", *(["--trust-run"] if trusted else []), "run", cell.recipe]
+    command = [sys.executable, "-P", "-m", "soar.cli", *(["--trust-run"] if trusted else []), "run", cell.recipe]
     command += ["--out", str(cell.folder), "--quiet"]
     for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
         command += ["--set", override]
