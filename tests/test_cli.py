@@ -53,7 +53,7 @@ INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was save
         (KeyboardInterrupt(), 130, INTERRUPTED),
         (MemoryError(), 1, "soar: out of memory; free memory, then continue with --resume\n"),
         (OSError(28, "No space left on device", "x"), 1, f"soar: x: No space left on device; {MEND}\n"),
-        (OSError(27, "File too large", "from", None, "to"), 1, f"soar: to: File too large; {MEND}\n"),
+        (OSError(2, "No such file", "from", None, "to"), 1, f"soar: to: No such file; {MEND}\n"),
         (UserError("https://a:b@hub \x1b[2J\n  two"), 1, "soar: https://[hidden]@hub \u27e8U+001B\u27e9[2J\n  two\n"),
         (BrokenPipeError("a worker is gone"), None, ""),
     ],

@@ -76,14 +76,14 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(f"out of memory; free memory{again.replace('; ', ', then ')}")
     except OSError as error:
         gone = error.errno == errno.EPIPE and _reader_gone()
-        if not gone and error.errno not in STORAGE_ERRNOS:
+        if not gone and error.errno not in {errno.ENOENT, *STORAGE_ERRNOS}:  # ENOENT: what a folder that is gone says
             raise
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except OSError:  # what it still holds is dropped, or the interpreter would fail on it again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        place = error.filename2 or error.filename or "the output or a temporary file"
+        place = error.filename2 or error.filename or "the output, a temporary file or the working folder"
         return 0 if gone else _complain(f"{place}: {error.strerror}; make room, permit it or name another place")
 
 
