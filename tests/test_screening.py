@@ -333,8 +333,7 @@ def test_words_for_what_plain_rl_sees():
 def test_what_to_train_first_and_where_that_was_measured(rate, tried, easier, lines):
     config = tiny_config("student.prompts_per_step=8", "student.attempts=32", "arms.steps=1000")
     assert what_fits(config, rate, tried, easier).split("\n") == lines
-    pages = re.findall(r"docs/\S+\.md", "".join(lines))
-    assert all((ROOT / page).is_file() for page in pages)
+    assert all((ROOT / page).is_file() for page in re.findall(r"docs/\S+\.md", "".join(lines)))
 
 
 def test_golds_that_are_no_values_are_left_out_counted_and_named(tmp_path, capsys):
