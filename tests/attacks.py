@@ -16,14 +16,7 @@ SQUARES = "assert answer(3) == 9\nassert answer(4) == 16\nassert answer(12) == 1
 
 NUMBERS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).get(platform.machine(), {})
 """System calls that have no function in Python's library."""
-SYSCALL = """
-import ctypes, os
-libc = ctypes.CDLL(None, use_errno=True)
-def call(number, *rest):
-    if libc.syscall(number, *rest) == -1:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return "escaped"
-"""
+SYSCALL = (Path(__file__).parent / "cases" / "syscall.txt").read_text()
 HEADING = re.compile(r"^=== (\w+)( \(inside(, with system calls)?\))?: (.+)\n", re.MULTILINE)
 
 

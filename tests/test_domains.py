@@ -17,7 +17,7 @@ from helpers import BOS, ROOT, tiny_model, tiny_tokenizer
 from loop_helpers import events, read_jsonl, sets, tiny_config, write_problems
 from multiple_choice import arrange
 from multiple_choice import verify as verify_choice
-from tables import cases, write_jsonl
+from tables import CASES, cases, write_jsonl
 from test_sandbox import needs_one
 from tokenizers import processors
 
@@ -140,7 +140,7 @@ def test_a_run_with_the_example_of_the_page(roman, tmp_path, capsys):
     assert "domain: screened with" in capsys.readouterr().err
 
 
-HOSTILE = (ROOT / "tests" / "cases" / "hostile_domain.txt").read_text(encoding="utf-8")
+HOSTILE = (CASES / "hostile_domain.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -336,16 +336,7 @@ def test_shipped_model_loads_with_transformers():
     assert next(model.parameters()).dtype == torch.float32
 
 
-ADD = '''add(a, b):
-    """Return the sum of a and b."""
-    return a + b
-
-assert add(1, 2) == 3
-assert add(0, 0) == 0, "zero"
-# a comment
-assert add(-1, 1) == 0
-```
-Text after the block.'''
+ADD = (CASES / "add.txt").read_text(encoding="utf-8").rstrip("\n")
 ADD_TASK = "Write a Python function:\n\ndef add(a, b):\n\nReturn the sum of a and b."
 ADD_TESTS = "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(-1, 1) == 0"
 
