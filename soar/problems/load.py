@@ -319,8 +319,8 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
     return problems, screenings, evidence
 
 
-def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Refuse evidence that was made in another way. Raises DataError naming each key of `wanted` that differs."""
+def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str, advice: str = "") -> None:
+    """Refuse evidence made in another way. Raises DataError naming each key of `wanted` that differs, with advice on it."""
     lines = ""
     for key, value in wanted.items():
         if key not in recorded:
@@ -328,4 +328,4 @@ def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where
         elif recorded[key] != value:
             lines += f"\n  {KEY_OF.get(key, key)}: screened with {recorded[key]!r}, this run uses {value!r}"
     if lines:
-        raise DataError(f"{where}: that these problems are hard was shown in another way:{lines}\nScreen again")
+        raise DataError(f"{where}: that these problems are hard was shown in another way:{lines}\nScreen again{advice}")

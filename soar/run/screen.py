@@ -22,7 +22,7 @@ from soar.loop.arms import usable
 from soar.loop.evaluate import rate_of_unsolved
 from soar.loop.parallel import Tick, no_tick, spread
 from soar.loop.rollout import RolloutEnv
-from soar.problems.load import DataError, check_evidence, evidence_path, read_hard, split_source, write_hard
+from soar.problems.load import check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
 from soar.report.runs import mapping
 from soar.report.text import fill
@@ -309,11 +309,9 @@ def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, 
     if kind != "file" or not (where := evidence_path(file)).is_file():
         return None
     problems, screenings, evidence = read_hard(file)
-    try:
-        check_evidence(evidence, {key: wanted[key] for key in wanted if key not in FREE_OF_HARD}, str(where))
-    except DataError as error:
-        advice = "set this run's keys to the values of the evidence; without the evidence file the run screens"
-        raise DataError(f"{error} with `soar screen`, or {advice} by itself") from None
+    advice = "set this run's keys to the values of the evidence; without the evidence file the run screens by itself"
+    asked = {key: wanted[key] for key in wanted if key not in FREE_OF_HARD}
+    check_evidence(evidence, asked, str(where), f" with `soar screen`, or {advice}")
     return {p.id: s for p, s in zip(problems, screenings, strict=True)}, evidence, where
 
 
