@@ -303,9 +303,15 @@ def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch)
     assert {r.get("agreement") for r in trained} == {0.5}
     hashes = json.loads((tmp_path / "run" / "manifest.json").read_text())["hashes"]
     assert hashes["pq_from"] == digest([[r["question"], r["answer"]] for r in trained]) and "teacher_from" in hashes
+    assert "held-out reward" not in [row["kind"] for row in events(tmp_path / "run", "alarm")]
     # The same hard problems, questions, seeds and steps as in the run itself: the same student.
     for file in ("hard/test.jsonl", "arms/pq/adapter_model.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (tiny_run / file).read_bytes()
+    sources = (f'arms.pq_from="{tiny_run / "pq.jsonl"}"', *sources[1:], "problems.test_share=0.75")
+    run_tiny(tmp_path / "other", *sources, 'arms.run=["base"]', "teacher.steps=0")
+    told = [row["message"] for row in events(tmp_path / "other", "alarm") if row["kind"] == "held-out reward"]
+    assert [text.split(" = ")[0] for text in told] == ["arms.pq_from", "arms.teacher_from"]
+    assert all("training half has 3 of the 9 problems that are held out here" in text for text in told)
 
 
 def test_an_arm_trains_on_its_questions_for_what_the_loop_spent_rounded_up():

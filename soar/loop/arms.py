@@ -23,7 +23,7 @@ from soar.loop.rewards import success_rates
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
 from soar.loop.write import NO_BOUND, Bound, Outcome, read_pairs, teacher_prompt, vote, write_questions
-from soar.problems.load import Dropped, find_leaks, load_problems
+from soar.problems.load import Dropped, find_leaks, load_problems, read_hard
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 PROMPTS = asset("arm_prompts")
@@ -245,6 +245,12 @@ def read_pq(place: Path) -> list[Row]:
         why = "; ".join(notes) or "no line has a question and an answer"
         raise ConfigError(f"arms.pq_from = {str(place)!r}: {why}; give a run folder that promoted, or its pq.jsonl")
     return good
+
+
+def training_half(place: str) -> list[Problem]:
+    """The hard training problems of the run that a folder, or what lies in it, is of; none where there is no run."""
+    paths = (folder / "hard" / "train.jsonl" for folder in (Path(place), Path(place).parent) if place)
+    return next((read_hard(path)[0] for path in paths if path.is_file()), [])
 
 
 def read_teacher(backbone: Backbone, place: Path) -> AdapterStack:

@@ -141,6 +141,9 @@ class Run:
             found.write(self.folder.path / "hard" / f"{name}.jsonl", half)
         if first:
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
+            for key, of in {"pq_from": config.arms.pq_from, "teacher_from": config.arms.teacher_from}.items():
+                if seen := len(find_leaks(arms.training_half(of), self.hard_test)):
+                    self._warn("held-out reward", TEXTS["half"].format(key, of, seen, len(self.hard_test)))
         of_halves = f"{len(self.hard_train)} to train, {len(self.hard_test)} held out"
         self.progress.say(f"{of_all} candidates are hard: {rule}; {of_halves}")
 
@@ -300,8 +303,7 @@ class Run:
         if arm == "hinted" and not hints:
             raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
         rows = labelled(config, [row_of(p) for p in questions])
-        hinted = [p for p in self.hard_train if p.id in hints]
-        rows += [{**row_of(p), "hint": hints[p.id]} for p in hinted]
+        rows += [{**row_of(p), "hint": hints[p.id]} for p in self.hard_train if p.id in hints]
         if rows:
             write_atomic(self.folder.path / "arms" / arm / "questions.jsonl", b"".join(map(json_bytes, rows)))
         took = self.env.tokens - before
