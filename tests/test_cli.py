@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 from helpers import ROOT, random_stack
-from loop_helpers import TINY, easy_problems, events, sets, tiny_config, write_problems
+from loop_helpers import BRIEF, TINY, easy_problems, events, sets, tiny_config, write_problems
 from tables import cases
 
 import soar
@@ -164,13 +164,13 @@ def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path
     for p, adapter in enumerate(adapters):
         save_adapter(env.backbone, stack, Path(adapter), p)
     options = [word for adapter in adapters for word in ("--adapter", adapter)]
-    assert main(["eval", *options, "--problems", problems, "--out", str(out)]) == 0
+    assert main(["eval", *options, "--problems", problems, "--out", str(out), *sets(*BRIEF)]) == 0
     found = json.loads(out.read_text())
     assert list(found["policies"]) == ["base", *adapters]
     for policy, given in zip(found["policies"].values(), (None, stack.select([0]), stack.select([1])), strict=True):
-        counts, *_ = count_correct(env, given, asked, tiny_config(), seeds.derive(0, "evaluate"), no_tick)
+        counts, cut, _ = count_correct(env, given, asked, tiny_config(*BRIEF), seeds.derive(0, "evaluate"), no_tick)
         assert policy["correct"] == counts[0].tolist()
-        assert policy["pass_at"]["1"] == pytest.approx(counts.sum() / 24) and len(policy["interval_95"]["4"]) == 2
+        assert [policy["pass_at"]["1"], policy["truncated_share"]] == pytest.approx([counts.sum() / 24, cut.sum() / 24])
         assert list(policy["pass_at"]) == ["1", "2", "3", "4"]
     assert len({tuple(policy["correct"]) for policy in found["policies"].values()}) == 3
     assert set(found["paired"]) == {f"{name} - base" for name in adapters}
