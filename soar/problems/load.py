@@ -22,7 +22,7 @@ COLUMNS: dict[str, list[str]] = LEXICON["columns"]
 MAX_QUESTION_CHARS = 20_000
 SKIP = "leave such rows out with --set problems.skip_bad_rows=true"
 # Config keys of what evidence records under another name
-KEY_OF = {"model": "model.path", "prompt": "problems.format", "verifier": "problems.verifier"}
+KEY_OF = {"model": "model.path", "prompt": "problems.format or domain", "verifier": "problems.verifier"}
 KEY_OF |= {"model_sha256": "the model's files (sha256)", "verifier_sha256": "the verifier's file (sha256)"}
 KEY_OF |= {key: f"screen.{key}" for key in ("attempts", "max_successes", "early_stop", "temperature")}
 KEY_OF |= {key: f"student.sampling.{key}" for key in ("top_p", "max_tokens", "stop")}
