@@ -222,13 +222,11 @@ def test_questions_of_a_teacher_have_what_all_rows_of_the_file_say(file, tmp_pat
     with pytest.raises(Stopped, match="outer step 0 waits"):
         run_tiny(tmp_path / "sets", *keys, "backend.kind=files")
     rows = read_jsonl(tmp_path / "sets" / "sets" / "0000" / "0-0" / "train.jsonl")
-    assert {(row["made"], row["question"] in row["prompt"]) for row in rows} == {("2026-01-02", True)}
+    made = {(row["made"], row.get("level"), row["question"] in row["prompt"]) for row in rows}
+    assert made == {("2026-01-02", None, True)}, "what a single row says is not said of them"
 
 
-ROW = {
-    "question": "What is 1+1?", "answer": "2", "level": "easy", "data_source": "gsm8k", "info": {"target": "2"},
-    "completion_ids": [5, 6],
-}  # fmt: skip
+((ROW,),) = cases("reward_functions", "row")
 
 
 @pytest.mark.parametrize(("name", "shape", "chat", "right", "wrong"), cases("reward_functions", "shape"))

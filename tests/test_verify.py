@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from soar.problems import verify
 from soar.problems.answers import MAX_ANSWER_CHARS, extract, mark_up, normalize, split_choice
 from soar.problems.domain import Domain, Grader
 from soar.problems.load import load_problems
-from soar.problems.pool import MARK, VerifierPool
+from soar.problems.pool import MARK, VerifierPool, _Worker
 from soar.problems.prompts import FORMATS
 from soar.problems.verify import VerifierError, gold_kind, is_parsable, read_number
 from soar.types import Problem, Reason, Rejection, Verdict
@@ -167,13 +168,16 @@ def test_unknown_verifier_and_wrong_lengths_are_refused():
         pool.check(["a", "b"], ["a", "b"], {"level": ["x"]})
 
 
-def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads():
+def test_a_pool_heals_when_its_workers_are_killed_and_serves_threads(monkeypatch):
     with VerifierPool(f"{FUNCTIONS}:obey", timeout_s=20, workers=2) as pool:
         for end in (lambda: [(w.process.kill(), w.process.wait()) for w in list(pool._live)], pool.close):
             assert set(pool.check(["a"] * 6, ["a"] * 6)) == {CORRECT}
             end()
         with ThreadPoolExecutor(3) as threads:
             verdicts = list(threads.map(lambda k: pool.check([k, "x"], [k, k]), "abc"))
+        told = {"shape": "", "value": 1.0}  # by another worker that waits, or by a new one, which tells its shape first
+        monkeypatch.setattr(_Worker, "receive", Mock(side_effect=[EOFError, told, told]))
+        assert pool.check(["x"], ["y"]) == [CORRECT], "a check that is lost with its worker is made once more"
     assert verdicts == [[CORRECT, WRONG]] * 3
 
 
@@ -264,10 +268,7 @@ def test_user_functions_get_whole_completions_and_columns(tmp_path, capsys, monk
     assert (found["counts"]["correct"], found["counts"]["wrong"], found["counts"]["crashed"]) == (1, 1, 1)
     assert "KeyError" in found["last_error"]
     assert [row["answer"] for row in found["listed"]] == ["level", "raise"], "what the function was given"
-    rows = [
-        {"generations": [r"\boxed{2}", r"\boxed{3}"], "right": [True, True], "reward_model": {"ground_truth": "2"}},
-        {"generations": [r"\boxed{4}"], "right": [True], "reward_model": {"ground_truth": "4"}},
-    ]
+    rows = [row for (row,) in cases("cli_verify", "generations")]
     path = write_jsonl(tmp_path / "openr1.jsonl", rows)
     monkeypatch.setattr(grade, "BLOCK", 1)
     with VerifierPool("math", workers=1) as pool:
