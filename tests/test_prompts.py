@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from soar.config import resolve_path
 from soar.loop.rollout import opens_thinking
 from soar.problems.answers import extract
-from soar.problems.domain import Grader, load_domain
+from soar.problems.domain import Domain, Grader
 from soar.problems.prompts import FORMATS, turn_end_ids
 
 LLAMA_TEMPLATE = (
@@ -142,7 +142,7 @@ def test_an_unfinished_think_block_holds_no_answer():
     assert not opens_thinking(tokenizer, FORMATS["tags"].student_ids(tokenizer, "x"))
     tokenizer.chat_template = CHATML_TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
     assert opens_thinking(tokenizer, FORMATS["tags"].student_ids(tokenizer, "x"))
-    grader = Grader(load_domain("science"))
+    grader = Grader(Domain("last letter", FORMATS["tags"], read_answer=lambda text: text.rstrip("}")[-1]))
     for read in (grader.extract, lambda text: extract(text, "boxed")):
         assert read(r"<think>it may be \boxed{A}") is None
         assert read(r"<think>it may be \boxed{A}</think> \boxed{B}") == "B"
