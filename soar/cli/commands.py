@@ -476,7 +476,7 @@ def study(
     """
     plan = read_study(name, seeds)
     out = out or Path("studies") / plan.name
-    overrides = sets or (folders.recorded_sets(out / DEFINITION) if resume or collect else [])
+    overrides = sets or (folders.recorded_sets(out / DEFINITION, plan.seeds) if resume or collect else [])
     if dry_run:
         planned = [(cell, forecast(cell.config)) for cell in cells(plan, out, overrides)]
         for cell, expected in planned:

@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -69,11 +69,12 @@ def recorded_config(path: Path) -> Config:
     return config
 
 
-def recorded_sets(definition: Path) -> list[str]:
-    """The `--set` overrides that a study was begun with, by its definition.json. Raises ConfigError for one that names code
-    or a server, unless the folder is trusted."""
+def recorded_sets(definition: Path, seeds: Sequence[int]) -> list[str]:
+    """The `--set` overrides that a study was begun with, by its definition.json; none where they are no list of texts. Raises
+    ConfigError for one that names code or a server in the cell of a seed, unless the folder is trusted."""
     extra = files.read_object(definition)[0].get("extra")
-    for text in (sets := list(map(str, extra)) if isinstance(extra, list) else []):
+    sets: list[str] = extra if isinstance(extra, list) and all(isinstance(text, str) for text in extra) else []
+    for text in (text.replace("{seed}", str(seed)) for text in sets for seed in seeds):
         refuse_code(definition, parse_override(text))
     return sets
 
