@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, WORDS, logits_of, random_stack, tiny_backbone, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from tables import cases
 from torch import Tensor
 
 from soar.config import ConfigError, ModelConfig
@@ -34,8 +36,7 @@ def test_the_base_model_takes_no_gradient_and_keeps_its_bytes():
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
     assert backbone.base_digest() == before == tiny_backbone().base_digest()
     assert tiny_backbone(seed=1).base_digest() != before
-    weight = backbone.layers["model.layers.1.mlp.down_proj"].base.weight.data
-    weight[-1, -1] *= 1 + 1e-6
+    backbone.layers["model.layers.1.mlp.down_proj"].base.weight.data[-1, -1] *= 1 + 1e-6
     assert backbone.base_digest() != before
     model, words = tiny_model(), tiny_tokenizer()
     model.generation_config.eos_token_id, model.config.eos_token_id = [2, 9], 11
@@ -76,12 +77,7 @@ def test_adapters_of_other_trainers_have_the_scale_of_peft_and_are_float32_here(
     with torch.no_grad():
         near(logits_of(backbone, stack, inputs(1)), theirs(inputs(1)).logits)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
-    begun = ("pissa", "pissa_niter_4", "OLoRA", "corda", "loftq", "lora_ga")
-    wrong = [({"init_lora_weights": b}, f"{b.lower()}' changed the base weights .*weight_conversion") for b in begun]
-    wrong += [({key: [1]}, rf"{key} = \[1\] is no plain LoRA") for key in ("alora_invocation_tokens", "use_dora")]
-    endless = (r"((\w|\.)+)+!", "model" + ".*" * 20 + "!", r"(\w+\.?){9}!")
-    wrong += [({"rank_pattern": {e: 4}}, "repeats a group, or more than 3 times; give the layers") for e in endless]
-    for other, said in wrong:
+    for other, said in cases("load", "not plain"):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, **other}))
         with pytest.raises(ConfigError, match=said):
             load_adapter(backbone, tmp_path)
@@ -137,9 +133,7 @@ def test_what_cannot_be_loaded_or_used_is_named(tmp_path, monkeypatch):
     words.add_tokens(["extra"])
     with pytest.raises(ConfigError, match=f"^model.path: {len(WORDS) + 1} tokens in the .* {len(WORDS)} in the output"):
         Backbone(model, words, ModelConfig())
-    absent = [("cuda:1", 0, "device; use"), ("cuda:1", 1, "of that number, only 1")]
-    strange = [(name, 1, "cuda:N") for name in ("gpu", "meta", "mps", "cuda:1000", "cuda:\u0663")]
-    for device, seen, said in absent + strange:
+    for device, seen, said in cases("load", "device"):
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
         with pytest.raises(ConfigError, match=f"model.device = '{device}': .*{said}"):
             choose_device(device)
@@ -164,10 +158,16 @@ PAIRS += [("gemma2", "lora", True), ("qwen2", "full", False), ("gemma2", "full",
 def test_outputs_and_gradients_equal_peft(name, adapter, joined, tmp_path):
     """PEFT's model of every policy, from what we save and read back bit for bit. There a full delta is an exact LoRA."""
     backbone = tiny_backbone(name, adapter=adapter)
+    stack, held = random_stack(backbone, POLICIES).trainable(), list[Any]()
     if joined:
         backbone.join()
         assert sum(len(layer.behind) for layer in backbone.layers.values()) == 6
-    stack = random_stack(backbone, POLICIES).trainable()
+        up = backbone.layers["model.layers.1.mlp.up_proj"]
+        hook = up.register_forward_pre_hook(lambda _, given: held.append(weakref.ref(given[0])) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            logits_of(backbone, stack, inputs())
+        hook.remove()
+        assert [x() for x in held] == [None], "nothing is kept of what an error cut off"
     logits = logits_of(backbone, stack, inputs())
     (logits * weights()).sum().backward()
     base_logits = tiny_model(name)(inputs()).logits

@@ -49,7 +49,8 @@ class AdapterStack:
     kind: str
     tensors: dict[str, Tensor]
     scale: float = 1.0
-    _merged: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _merged: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _ready: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def policies(self) -> int:
@@ -68,7 +69,7 @@ class AdapterStack:
     def __getstate__(self) -> dict[str, Any]:
         """What travels to another process: arrays, which Ray hands over in shared memory, read-only; no gradients."""
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in self.tensors.items()}
-        return {"kind": self.kind, "tensors": arrays, "scale": self.scale, "_merged": {}}
+        return {"kind": self.kind, "tensors": arrays, "scale": self.scale, "_merged": {}, "_ready": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, tensors={n: torch.from_numpy(a.copy()) for n, a in state["tensors"].items()})
@@ -167,17 +168,16 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.name, self.base, self._active = name, base, active
         self.behind: list[StackedLinear] = []  # what x passes through next (see `Backbone.join`)
-        self.ready: tuple[Tensor, Tensor] | None = None  # x and its output, where the layer before gave it
 
     def forward(self, x: Tensor) -> Tensor:
-        stack, ready, self.ready = self._active.get(), self.ready, None
-        if ready is not None and ready[0] is x:
-            return ready[1]
+        stack = self._active.get()
+        given, out = (None, x) if stack is None else stack._ready.pop(self.name, (None, x))
+        if given is x:  # the layer before gave its output
+            return out
         if stack is None or not self.behind or not torch.is_grad_enabled():
             return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
         out, *outs = stack.apply_joined({layer.name: layer.base for layer in (self, *self.behind)}, x)
-        for layer, other in zip(self.behind, outs, strict=True):
-            layer.ready = (x, other)
+        stack._ready |= {layer.name: (x, other) for layer, other in zip(self.behind, outs, strict=True)}
         return out
 
 
@@ -251,7 +251,7 @@ class Backbone:
             self._active.reset(before)
             attention.current.reset(seen)
             if stack is not None:
-                stack._merged.clear()
+                stack._merged, stack._ready = {}, {}  # also what an error left
 
     def recompute(self) -> bool:
         """From here on gradient checkpointing of decoder layers; False when they recompute already, or are no list.
