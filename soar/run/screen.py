@@ -40,7 +40,7 @@ LEFT_OUT = {
     "text_golds": "whose gold answer can only be compared as text (screen.text_golds = true keeps them)",
 }
 BUCKETS = ((0.0, "0"), (0.02, "<= 2 %"), (0.1, "2-10 %"), (0.5, "10-50 %"), (0.999999, "50-100 %"), (1.0, "all"))
-FEW_SOLVABLE = 32  # candidates that are solved now and then, under which they are no training set
+FEW_SOLVABLE = 32  # candidates solved now and then, at most every second time, under which they are no training set
 FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as good as without one
 
 
@@ -99,7 +99,7 @@ def left_out_before(event: Row) -> str:
 
 def table_lines(event: Row, config: Config) -> list[str]:
     """The `screen` event for a person: counts, what plain RL with groups of student.attempts would see, what to do next."""
-    easier = event["candidates"] - event["hard"] - event["histogram"]["all"]
+    easier = event["candidates"] - event["hard"] - event["histogram"]["50-100 %"] - event["histogram"]["all"]
     tried = event["hard"] * event["attempts"] * (event["attempts"] > config.screen.max_successes)
     fits = what_fits(config, event["hard_rate"] or 0.0, tried, easier) if tried else ""
     words = {"left_out": left_out_before(event), "fits": fits}
