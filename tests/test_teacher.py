@@ -307,7 +307,7 @@ def test_teacher_error_names_reasons_and_last_outputs(env):
     assert sampler.said == 36 and loop.state.spent["teacher"] == 5 * sum(lengths) + lengths[0]
     shown = message.partition("Its last outputs:\n")[2].split("\n")[:5]
     assert all(line.startswith("  '") for line in shown) and len({*shown}) == 5
-    assert "\x1b" not in message and "problems.format" in message
+    assert "\x1b" not in message and "problems.format" in message and "arms.tokens where preparing" in message
 
 
 def test_a_question_or_prompt_without_room_for_an_answer_is_refused(env):

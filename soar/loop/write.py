@@ -206,5 +206,5 @@ def _no_pairs(accepted: int, wanted: int, sampled: int, rejected: Counter[str], 
         f"Its last outputs:\n{shown}\n"
         "Try another problems.format or domain, a lower teacher.sampling.temperature, more teacher.sampling.max_tokens, or a "
         "stronger model; lower teacher.agreement where no_agreement is common; raise teacher.max_tries if the share is small "
-        "but not zero."
+        "but not zero, arms.tokens where preparing an arm was cut off."
     )

@@ -301,7 +301,7 @@ class Run:
         if arm == "real" and self.real:
             self.folder.note_hashes(real=digest([row_of(p) for p in self.real]))
         if arm == "hinted" and not hints:
-            raise arms.NothingLeft("no hint fits in the model's context beside problem and completion")
+            raise arms.NothingLeft("no hint was written that fits in the model's context beside problem and completion")
         rows = labelled(config, [row_of(p) for p in questions])
         rows += [{**row_of(p), "hint": hints[p.id]} for p in self.hard_train if p.id in hints]
         if rows:
