@@ -132,7 +132,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_P_N_I: Tensor, scale: float, *parts: Any) -> tuple[Tensor, ...]:
         weights, biases, factors_a, factors_b = (parts[i::4] for i in range(4))
-        a_P_I_R = torch.cat(factors_a, 2)
+        a_P_I_R = torch.cat(factors_a, 2) if len(factors_a) > 1 else factors_a[0]  # no copy in every decoding step
         low_P_N_R = torch.bmm(x_P_N_I, a_P_I_R)
         ctx.save_for_backward(x_P_N_I, low_P_N_R, a_P_I_R, *weights, *factors_b)
         ctx.scale = scale

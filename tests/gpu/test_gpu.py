@@ -134,6 +134,7 @@ def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing):
     for device in ("cpu", "cuda"):
         backbone = backbone_on(device)
         assert device == "cpu" or not recomputing or backbone.recompute()
+        assert any(layer.behind for layer in backbone.layers.values()) == (device == "cuda"), "joined on a GPU alone"
         stack = random_stack(backbone_on("cpu"), 2).to(device)
         optimizer, sampling = StackOptimizer(stack, OptimizerConfig()), SamplingConfig(max_tokens=9)
         stats = update(backbone, optimizer, rollouts, advantage_B, 1e-2, sampling)
