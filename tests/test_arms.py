@@ -296,6 +296,7 @@ def test_questions_and_screening_of_another_run(tiny_run, tmp_path, monkeypatch)
     overrides = (*sources, 'arms.run=["pq", "base_t", "teacher_t"]', "teacher.steps=0", "arms.questions=4")
     summary = run_tiny(tmp_path / "run", *overrides)
     assert [*summary["arms"], *summary["paired"]] == ["pq", "base_t", "teacher_t", "teacher_t - base_t"]
+    assert summary["outer_steps"] == 0
     theirs = json.loads((tiny_run / "summary.json").read_text())["arms"]["pq"]
     assert theirs["search_rollouts"] and "search_rollouts" not in summary["arms"]["pq"]
     trained = read_jsonl(tmp_path / "run" / "arms" / "pq" / "questions.jsonl")

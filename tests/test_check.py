@@ -249,7 +249,8 @@ def test_seconds_by_hand():
     assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
     unpaid = forecast.Forecast([*rows, forecast.Work("arms", "pq", 0.0, 0.0)], {}, None)
-    assert "not known; nothing is left to train pq: raise arms.tokens, or lower teacher.steps" in unpaid.total_line()
+    advice = "raise arms.tokens, or lower teacher.steps"
+    assert f"size of the model is not known; nothing is left to train pq: {advice}" in unpaid.total_line()
     eight = forecast.table_rates(8.03e9)
     assert (eight.decode, eight.train) == pytest.approx((40_572 * 3.213 / 8.03, 32_966 * 3.213 / 8.03))
     assert "two CPU cores" in forecast.table_rates(168_000).source

@@ -171,7 +171,7 @@ def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path
         counts, cut, _ = count_correct(env, given, asked, tiny_config(*BRIEF), seeds.derive(0, "evaluate"), no_tick)
         assert policy["correct"] == counts[0].tolist()
         assert [policy["pass_at"]["1"], policy["truncated_share"]] == pytest.approx([counts.sum() / 24, cut.sum() / 24])
-        assert list(policy["pass_at"]) == ["1", "2", "3", "4"]
+        assert list(policy["pass_at"]) == ["1", "2", "3", "4"] and len(policy["interval_95"]["4"]) == 2
     assert len({tuple(policy["correct"]) for policy in found["policies"].values()}) == 3
     assert set(found["paired"]) == {f"{name} - base" for name in adapters}
     assert found["problems"]["ids"] == [problem.id for problem in asked]

@@ -224,5 +224,6 @@ def test_problems_that_do_not_fit_or_cannot_be_graded_are_counted_and_left_out(t
     (event,) = events(tmp_path / "run", "screen")
     assert (event["too_long"], event["ungradable"], event["candidates"]) == (2, 2, 6)
     assert summary["arms"] == {}
+    assert {p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / "screen.jsonl")[1:]} == {p.id for p in fits}
     for half, problems in zip(("train", "test"), pipeline.split(fits[:5], 1, 0.2), strict=True):
         assert [p["id"] for p in read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")] == [p.id for p in problems]

@@ -161,11 +161,12 @@ def test_a_null_run_says_why_and_only_a_null_run():
     assert [text.startswith("Hard-Only was not measured, so nothing here tells") for text in remarks] == [True, False]
 
 
-def test_what_the_training_of_the_teacher_was_worth():
-    difference = {"teacher_t - base_t": {"1": {"difference": 0.1, "interval_95": [0.07, 0.13]}}}
+@pytest.mark.parametrize(("low", "high", "worth"), cases("report", "worth"))
+def test_what_the_training_of_the_teacher_was_worth(low, high, worth):
+    difference = {"teacher_t - base_t": {"1": {"difference": (low + high) / 2, "interval_95": [low, high]}}}
     run = make_run({"teacher_t": PS, "base_t": HARD, "hard_only": HARD}, paired=difference)
     remark, intervals = wording.remarks(run)
-    assert remark.startswith("What the teacher's training was worth: pass@1 ") and remark.endswith("so it paid.")
+    assert remark.startswith("What the teacher's training was worth: pass@1 ") and remark.endswith(worth)
     assert intervals.endswith("not that of the seed and of each side's best arm.")
 
 

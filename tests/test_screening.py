@@ -270,7 +270,10 @@ def test_an_interrupted_screening_ends_like_a_straight_one(source, finished, tmp
     command = shlex.join(["soar", *arguments(source, out), "tiny", "--quiet", "--resume"])
     assert f"soar: stopped by SIGTERM; everything is saved. Continue with: {command}\n" in capsys.readouterr().err
     assert not (out / "table.txt").exists()
+    with open(out / "hard" / "screen.jsonl", "a") as file:
+        file.write("{}\n")
     assert main([*arguments(source, out, "--resume"), "tiny", "--quiet"]) == 0
+    assert "screen.jsonl:2 is damaged: what follows is made again" in capsys.readouterr().err
     for name in FILES:
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 

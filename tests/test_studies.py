@@ -137,9 +137,9 @@ def test_teachers_and_promotions(finished):
     cell = folder / "out" / "cells" / "grounded-seed0"
     first = [r["question"] for r in read_jsonl(cell / "questions.jsonl") if r["step"] == 0]
     assert grounded["cells"][0]["first"]["vendi"] == pytest.approx(step_vendi(first), abs=1e-5)
-    assert (grounded["windows"], grounded["promotions"], grounded["share"]) == (4, 4, 1.0), (
-        "tau -2: every step promotes"
-    )
+    # tau -2, window 1: every one of two steps promotes, in both seeds.
+    assert (grounded["windows"], grounded["promotions"], grounded["share"]) == (4, 4, 1.0)
+    assert grounded["interval_95"] == pytest.approx([0.025**0.25, 1.0])
 
 
 def test_a_teacher_that_collapsed(tmp_path):
