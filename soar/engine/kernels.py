@@ -114,52 +114,42 @@ if triton is not None:
         tl.store(bad + row, strange > 0)
 
     @triton.jit
-    def _choose(logits, target, chosen, total, row_stride, words, inverse_temperature, BLOCK: tl.constexpr):
+    def _choose(
+        logits, target, chosen, row_stride, words, inverse_temperature, SLOPE: tl.constexpr, BLOCK: tl.constexpr
+    ):  # fmt: skip
         row = tl.cast(tl.program_id(0), tl.int64)
-        base = logits + row * row_stride
+        base, wanted = logits + row * row_stride, tl.load(target + row)
         best = float("-inf")
         mass = 0.0
+        at_target = 0.0
         for v0 in range(0, words, BLOCK):
             v = v0 + tl.arange(0, BLOCK)
             x = tl.load(base + v, mask=v < words, other=float("-inf")).to(tl.float32) * inverse_temperature
+            at_target += tl.sum(tl.where(v == wanted, x, 0.0), 0)
             higher = tl.maximum(best, tl.max(x, 0))
             mass = mass * tl.exp(best - higher) + tl.sum(tl.exp(x - higher), 0)
             best = higher
         normaliser = best + tl.log(mass)
-        x = tl.load(base + tl.load(target + row)).to(tl.float32) * inverse_temperature
-        tl.store(total + row, normaliser)
-        tl.store(chosen + row, x - normaliser)
-
-    @triton.jit
-    def _slope(logits, target, total, gradient, row_stride, words, inverse_temperature, BLOCK: tl.constexpr):
-        row = tl.cast(tl.program_id(0), tl.int64)
-        v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        place = logits + row * row_stride + v
-        x = tl.load(place, mask=v < words, other=0.0).to(tl.float32) * inverse_temperature
-        one = (v == tl.load(target + row)).to(tl.float32)
-        slope = (one - tl.exp(x - tl.load(total + row))) * tl.load(gradient + row) * inverse_temperature
-        tl.store(place, slope.to(logits.dtype.element_ty), mask=v < words)
+        tl.store(chosen + row, at_target - normaliser)
+        if SLOPE:
+            for v0 in range(0, words, BLOCK):
+                v = v0 + tl.arange(0, BLOCK)
+                x = tl.load(base + v, mask=v < words, other=0.0).to(tl.float32) * inverse_temperature
+                slope = ((v == wanted).to(tl.float32) - tl.exp(x - normaliser)) * inverse_temperature
+                tl.store(base + v, slope.to(logits.dtype.element_ty), mask=v < words)
 
 
 def _block(words: int) -> int:
     return min(WORDS, max(16, triton.next_power_of_2(words)))
 
 
-def choose(logits_N_V: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log softmax(logits / temperature) at the target, log of the normaliser) [N], in one pass over the logits."""
+def choose(logits_N_V: Tensor, target_N: Tensor, temperature: float, slope: bool = False) -> Tensor:
+    """log softmax(logits / temperature) at the target [N]; with slope its slope takes the place of the logits."""
     N, V = logits_N_V.shape
-    chosen_N, total_N = logits_N_V.new_empty(2, N, dtype=torch.float32)
+    chosen_N = logits_N_V.new_empty(N, dtype=torch.float32)
     sizes = logits_N_V.stride(0), V, 1.0 / temperature
-    _choose[(N,)](logits_N_V, target_N, chosen_N, total_N, *sizes, BLOCK=_block(V), num_warps=8)
-    return chosen_N, total_N
-
-
-def slope_(logits_N_V: Tensor, target_N: Tensor, total_N: Tensor, gradient_N: Tensor, temperature: float) -> Tensor:
-    """Replace the logits by gradient_N times the slope of `choose` with respect to them."""
-    (N, V), block = logits_N_V.shape, _block(logits_N_V.shape[1])
-    sizes = logits_N_V.stride(0), V, 1.0 / temperature
-    _slope[(N, triton.cdiv(V, block))](logits_N_V, target_N, total_N, gradient_N, *sizes, BLOCK=block, num_warps=8)
-    return logits_N_V
+    _choose[(N,)](logits_N_V, target_N, chosen_N, *sizes, SLOPE=slope, BLOCK=_block(V), num_warps=8)
+    return chosen_N
 
 
 def decode_attention(

@@ -22,19 +22,27 @@ CHUNK = 1 << 27  # logits held at once
 
 
 class _ChosenLogprob(torch.autograd.Function):
-    """log softmax(hidden @ weight.T / temperature)[target] for each row, chunk by chunk."""
+    """log softmax(hidden @ weight.T / temperature)[target] for each row, chunk by chunk.
+
+    The gradient of a row is its slope times one number: a kernel takes the slope while the logits are there, elsewhere
+    they are computed again in the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden_N_D: Tensor, head: "_Head", target_N: Tensor, temperature: float) -> Tensor:
+        ctx.at_once = head.by_kernel and ctx.needs_input_grad[0]
         chunks = zip(hidden_N_D.split(head.rows), target_N.split(head.rows), strict=True)
-        pairs = [head.choose(*chunk, temperature) for chunk in chunks]
-        chosen_N, total_N = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        ctx.save_for_backward(hidden_N_D, target_N, total_N)
+        pairs = [head.choose(*chunk, temperature, ctx.at_once) for chunk in chunks]
+        chosen_N, rest = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        ctx.save_for_backward(*((rest,) if ctx.at_once else (hidden_N_D, target_N, rest)))
         ctx.head, ctx.temperature = head, temperature
         return chosen_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.at_once:
+            slope_N_D = ctx.saved_tensors[0]
+            return (slope_N_D * gradients[0][:, None]).to(slope_N_D.dtype), None, None, None
         chunks = zip(*(x.split(ctx.head.rows) for x in (*ctx.saved_tensors, gradients[0])), strict=True)
         return torch.cat([ctx.head.slope(*chunk, ctx.temperature) for chunk in chunks]), None, None, None
 
@@ -57,11 +65,12 @@ class _Head:
         logits_n_V = logits_n_V.float()
         return logits_n_V if self.softcap is None else torch.tanh(logits_n_V / self.softcap) * self.softcap
 
-    def choose(self, hidden_n_D: Tensor, target_n: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """The log-probabilities of the targets, and the logarithms of the normalisers."""
+    def choose(self, hidden_n_D: Tensor, target_n: Tensor, temperature: float, slope: bool) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of the targets, and their slope for the hidden states, or the logarithm of the normaliser."""
         logits_n_V = self.logits(hidden_n_D)
         if self.by_kernel:
-            return kernels.choose(logits_n_V, target_n, temperature)
+            chosen_n = kernels.choose(logits_n_V, target_n, temperature, slope)
+            return chosen_n, logits_n_V @ self.weight_V_D if slope else chosen_n  # nobody asks for a normaliser
         scaled_n_V = logits_n_V / temperature
         total_n = scaled_n_V.logsumexp(-1)
         return scaled_n_V.gather(1, target_n[:, None])[:, 0] - total_n, total_n
@@ -71,8 +80,6 @@ class _Head:
     ) -> Tensor:
         """Gradient of `choose` with respect to the hidden states, times gradient_n."""
         logits_n_V = self.logits(hidden_n_D)
-        if self.by_kernel:
-            return kernels.slope_(logits_n_V, target_n, total_n, gradient_n, temperature) @ self.weight_V_D
         slope_n_V = -torch.exp(logits_n_V / temperature - total_n[:, None])
         slope_n_V.scatter_add_(1, target_n[:, None], torch.ones_like(slope_n_V[:, :1]))
         slope_n_V *= gradient_n[:, None] / temperature
