@@ -65,8 +65,8 @@ class Packed:
     @cached_property
     def bounds(self) -> tuple[tuple[Tensor, Tensor, int, int], ...]:
         """Cumulative lengths (int32) of queries and of keys, and the longest of each: of all sequences onto themselves; of
-        queries from place S on and of keys up to the last policy's completions, where padding behind completions goes with
-        the last prompt, and the rest has no partner.
+        queries from place S on and of the keys of prompts, where padding behind completions goes with the last prompt,
+        and the rest has no partner.
         """
         (P, n), S = self.shape, self.split
         edges, queries, keys = [], [], []
@@ -76,11 +76,11 @@ class Packed:
             lengths = [int(theirs[theirs[:, 0] == u, 2].sum()) for u in mine]
             lengths[-1] += n - S - sum(lengths)
             used = int(self.prompts[mine, 2].sum())
-            queries += [*lengths, 0, S, 0]
-            keys += [*self.prompts[mine, 2].tolist(), S - used, 0, n - S]
+            queries += [*lengths, 0, S]
+            keys += [*self.prompts[mine, 2].tolist(), S - used, 0]
             starts = [*self.prompts[mine, 1], used, S, *theirs[:, 1], *theirs[-1:, 1] + theirs[-1:, 2]]
             edges += [p * n + int(start) for start in starts]
-        sizes: list[list[int]] = [np.diff(np.unique([*edges, P * n])).tolist(), queries[:-2], keys[:-2]]
+        sizes: list[list[int]] = [np.diff(np.unique([*edges, P * n])).tolist(), queries[:-1], keys[:-1]]
         ends = [sent(torch.tensor(np.cumsum([0, *x]), dtype=torch.int32), self.device) for x in sizes]
         most = [max(x) for x in sizes]
         return (ends[0], ends[0], most[0], most[0]), (ends[1], ends[2], most[1], most[2])
@@ -160,11 +160,12 @@ class _Flash(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> Tensor:
         (P, n), S, (inner, across) = packed.shape, packed.split, packed.bounds
         q, k, v = (x.reshape(P * n, -1, x.shape[-1]) for x in (q, k, v))
-        flash, end = torch.ops.aten._flash_attention_forward, P * n - (n - S)
+        flash, heads = torch.ops.aten._flash_attention_forward, (P, n, -1, q.shape[-1])
         out, norm, *rest = flash(q, k, v, *inner, 0.0, True, False, scale=scale)
         ctx.save_for_backward(q, k, v, out, norm, *rest[:2])
         ctx.packed, ctx.scale = packed, scale
-        out_2, norm_2, *_ = flash(q[S:], k[:end], v[:end], *across, 0.0, False, False, scale=scale)
+        given = (x.view(heads)[:, :S].flatten(0, 1) for x in (k, v))
+        out_2, norm_2, *_ = flash(q[S:], *given, *across, 0.0, False, False, scale=scale)
         norm_2.masked_fill_(norm_2 == torch.inf, -torch.inf)  # of queries without a key
         total = torch.logaddexp(norm[:, S:], norm_2)
         out[S:].lerp_(out_2, (norm_2 - total).exp().T[..., None].to(out.dtype))
@@ -175,15 +176,17 @@ class _Flash(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         q, k, v, out, norm, *rest = ctx.saved_tensors
         (P, n), S, (inner, across) = ctx.packed.shape, ctx.packed.split, ctx.packed.bounds
-        flash, end = torch.ops.aten._flash_attention_backward, P * n - (n - S)
+        flash, heads = torch.ops.aten._flash_attention_backward, (P, n, -1, q.shape[-1])
         slope = gradients[0].reshape(out.shape)
         dq, dk, dv = flash(slope, q, k, v, out, norm, *inner, 0.0, True, *rest, scale=ctx.scale)
-        behind = slope[S:], q[S:], k[:end], v[:end], out[S:], norm[:, S:].contiguous()
+        given = (x.view(heads)[:, :S].flatten(0, 1) for x in (k, v))
+        behind = slope[S:], q[S:], *given, out[S:], norm[:, S:].contiguous()
         dq_2, dk_2, dv_2 = flash(*behind, *across, 0.0, False, *rest, scale=ctx.scale)
         dq[S:] += dq_2
-        dk[:end] += dk_2
-        dv[:end] += dv_2
-        return *(x.view(P, n, *x.shape[1:]) for x in (dq, dk, dv)), None, None
+        dq, dk, dv = (x.view(heads) for x in (dq, dk, dv))
+        dk[:, :S] += dk_2.view(P, S, *dk.shape[2:])
+        dv[:, :S] += dv_2.view(P, S, *dv.shape[2:])
+        return dq, dk, dv, None, None
 
 
 View = Window | Packed
