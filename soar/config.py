@@ -15,7 +15,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from soar.types import UserError
@@ -41,13 +41,13 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain_texts(cls, data: Any) -> Any:
-        """TOML has no null, so `--set model.gguf_file=""` stands for it; `--set evaluate.ks=1,4` is [1, 4]."""
+        """TOML has no null, so `--set model.gguf_file=""` stands for it; `--set evaluate.ks=1,4` is [1, 4], `=4` is [4]."""
         for key, value in data.items() if isinstance(data, dict) else ():
             default = cls.model_fields[key].default if key in cls.model_fields else ...
             if default in (None, {}) and value == "":  # a table would be added to the one that is there
                 data = {**data, key: default}
-            elif isinstance(default, tuple) and isinstance(value, str):
-                data = {**data, key: [part.strip() or part for part in value.strip("[]").split(",") if part]}
+            elif isinstance(default, tuple) and isinstance(value, str | int):
+                data = {**data, key: [part.strip() or part for part in str(value).strip("[]").split(",") if part]}
         return data
 
     @classmethod
@@ -223,7 +223,7 @@ class EvaluateConfig(Section):
     """pass@k on the held-out half, from `attempts` samples a problem."""
 
     attempts: int = Field(32, ge=1)  # at each held-out problem; the largest k of pass@k
-    ks: tuple[int, ...] = (1, 4, 8, 16, 32)
+    ks: tuple[PositiveInt, ...] = Field((1, 4, 8, 16, 32), min_length=1)
     temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
     every: int = Field(0, ge=0)  # RLOO steps of an arm from one measurement on its way to the next; 0: none
