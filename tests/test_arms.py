@@ -222,12 +222,18 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     told = run["hinted"]["tokens"]["preparation"] + sum(row["tokens"] for row in steps[:4])
     assert curves[0]["total_tokens"] == told and set(curves[0]["pass_at"]) == {"1", "4"}
     assert f"{len(curves)} hinted" in [row["message"] for row in events(tmp_path / "run", "alarm")]
-    names = ["base", "base_t", "hinted", "pq"]
+    names = ["base", "base_t", "hinted", "pq", "variants"]
     left = run_tiny(tmp_path / "short", *keys, f"arms.run={json.dumps(names)}", "arms.tokens=400")["arms"]
     assert all(0 < left[arm]["tokens"]["preparation"] <= 200 < left[arm]["tokens"]["training"] for arm in names[1:3])
-    told = {row.get("arm"): (row["kind"], row["message"]) for row in events(tmp_path / "short", "alarm")}
-    assert told["base_t"][0] == told["hinted"][0] == "preparation cut" != told["pq"][0] and "pq" not in left
-    assert re.search(r"its search took \d+ of arms.tokens = 400; raise it", told["pq"][1])
+    alarms = [row for row in events(tmp_path / "short", "alarm") if "arm" in row]
+    told = {"base_t": "preparation cut", "hinted": "preparation cut", "pq": "arm left out", "variants": "arm left out"}
+    assert sorted((row["arm"], row["kind"]) for row in alarms) == sorted(told.items()), "one alarm for one cause"
+    assert list(left) == names[:3]
+    said = "".join(row["message"] for row in alarms)
+    assert re.search(r"its search took \d+ of arms.tokens = 400; raise it", said)
+    assert re.search(
+        r"variants is left out: .*half of .*arms.tokens = 400, .*; raise it.*: no variant was solved", said
+    )
     most = run["pq"]["tokens"]["search"]
     assert not run_tiny(tmp_path / "exact", *keys, 'arms.run=["pq"]', f"arms.tokens={most}")["arms"], "nothing is left"
 

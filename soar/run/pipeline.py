@@ -143,7 +143,7 @@ class Run:
             self.folder.append("metrics.jsonl", [found.event, *screen_alarms(found.event)])
             for key, of in {"pq_from": config.arms.pq_from, "teacher_from": config.arms.teacher_from}.items():
                 if seen := len(find_leaks(arms.training_half(of), self.hard_test)):
-                    self._warn("held-out reward", TEXTS["half"].format(key, of, seen, len(self.hard_test)))
+                    self._warn(alarm("held-out reward", TEXTS["half"].format(key, of, seen, len(self.hard_test))))
         of_halves = f"{len(self.hard_train)} to train, {len(self.hard_test)} held out"
         self.progress.say(f"{of_all} candidates are hard: {rule}; {of_halves}")
 
@@ -163,7 +163,7 @@ class Run:
                 except TeacherError as error:  # of a first step: the prompts do not fit the model; later: a result
                     if not state.step:
                         raise
-                    self._warn(TEACHER_SILENT, f"the loop ends here: {error}", state.step)
+                    self._warn(alarm(TEACHER_SILENT, f"the loop ends here: {error}", state.step))
                     break
                 advance(1)
                 self._settle()
@@ -255,7 +255,7 @@ class Run:
                 plans[arm] = self._plan(arm, material)
             except (TeacherError, arms.NothingLeft) as error:
                 # A teacher that writes nothing acceptable any more is a result; the other arms are still worth having.
-                self._warn("arm left out", f"the arm {arm} is left out: {error}", arm=arm)
+                self._warn(alarm("arm left out", f"the arm {arm} is left out: {error}") | {"arm": arm})
         if self.env.parallel is None and plans:
             self._evaluate(state.arms)  # an arm that was saved as final right before the process was killed
         begun = {arm: (plan, state.arm_progress.get(arm, TrainState(0, base))) for arm, plan in plans.items()}
@@ -278,10 +278,10 @@ class Run:
                     self._evaluate(state.arms)  # workers would be amid the other arms
                 self._safe_point()
 
-    def _warn(self, kind: str, message: str, step: int | None = None, **about: str) -> None:
+    def _warn(self, row: Row) -> None:
         """An alarm into the events, and to whoever looks on."""
-        self.folder.append("metrics.jsonl", [alarm(kind, message, step) | about])
-        self.progress.say(f"alarm: {kind}: {message}")
+        self.folder.append("metrics.jsonl", [row])
+        self.progress.say(f"alarm: {row['kind']}: {row['message']}")
 
     def _plan(self, arm: str, material: arms.Material) -> Plan:
         """What an arm trains on, written down in its folder. Raises NothingLeft, TeacherError."""
@@ -291,17 +291,16 @@ class Run:
             why = f"its search took {search} of arms.tokens = {budget}; raise it, or lower teacher.steps"
             raise arms.NothingLeft(why)
         bound = Bound(before + (budget - search) // 2) if budget else NO_BOUND  # so that the other half trains
-        material = replace(material, bound=bound)
+        material, cut = replace(material, bound=bound), TEXTS["cut"].format(arm, budget)
         try:
             questions = arms.training_questions(arm, self.env, config, material)
             hints = arms.write_hints(self.env, config, material) if arm == "hinted" else {}
-        finally:
-            if bound.full and arm not in self.state.arm_tokens:  # else told before this run was resumed
-                self._warn("preparation cut", TEXTS["cut"].format(arm, budget), arm=arm)
+        except (TeacherError, arms.NothingLeft) as error:
+            raise arms.NothingLeft(f"{cut}. Until then: {error}") if bound.full else error from None
+        if bound.full and arm not in self.state.arm_tokens:  # else told before this run was resumed
+            self._warn(alarm("preparation cut", cut) | {"arm": arm})
         if arm == "real" and self.real:
             self.folder.note_hashes(real=digest([row_of(p) for p in self.real]))
-        if arm == "hinted" and not hints:
-            raise arms.NothingLeft("no hint was written that fits in the model's context beside problem and completion")
         rows = labelled(config, [row_of(p) for p in questions])
         rows += [{**row_of(p), "hint": hints[p.id]} for p in self.hard_train if p.id in hints]
         if rows:
@@ -368,12 +367,11 @@ class Run:
             spent = {"total_tokens": sum(tokens[arm].values()), "tokens": tokens[arm]}
             head = {"event": "evaluation", "arm": arm, "problems": len(self.hard_test)}
             events.append({**head, **row, "student_rollouts": rollouts[arm], **spent})
-        fell = [lost_alarms([row for row in curves if row["arm"] == event["arm"]], event) for event in events]
-        self.folder.append("metrics.jsonl", [*events, *chain(*fell)])
+        self.folder.append("metrics.jsonl", events)
         for event in events:
             self.progress.say(f"held out, {held_out(read_arm(event['arm'], event))}")
-        for row in chain(*fell):
-            self.progress.say(f"alarm: {row['kind']}: {row['message']}")
+            for row in lost_alarms([row for row in curves if row["arm"] == event["arm"]], event):
+                self._warn(row)
         self._save()
 
     def _held_out(self, policies: dict[str, AdapterStack], advance: Callable[[int], None]) -> list[Row]:
