@@ -171,7 +171,7 @@ def test_too_few_hard_problems(tmp_path, monkeypatch):
     assert "3 of 6 problems are hard (at most 0 of 4 attempts correct); left out before: none. A run" in message
     assert message.endswith("A run needs at least 4: give more or harder problems, or raise screen.max_successes.")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    said = r"0 of 0 .*; left out before: 6 too long for the context\. .* give a model with a longer"
+    said = r"0 of 0 .*; left out before: 6 too long for the context\. .* give more problems; .* a model with a longer"
     with pytest.raises(NothingToDo, match=said):
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 

@@ -127,7 +127,9 @@ class Run:
         of_all = f"{len(hard)} of {len(self.screened)}"
         rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
         if len(hard) < 4:
-            before, keys = left_out_before(found.event), "give more or harder problems, or raise screen.max_successes"
+            before, keys = left_out_before(found.event), "give more problems"
+            if screen.max_successes < screen.attempts:  # else every problem is hard
+                keys = "give more or harder problems, or raise screen.max_successes"
             if before:
                 room = "lower student.sampling.max_tokens, give a model with a longer context"
                 keys += f"; for those left out: {room}, or choose another verifier than {self.env.verifier.name!r}"
