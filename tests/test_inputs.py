@@ -167,6 +167,10 @@ def test_a_disk_that_fails_anywhere_in_a_run(tiny_run, tmp_path, monkeypatch, ca
         left[0] = 25 * len(failures)
     assert len(failures) > 3
     assert outcome(out) == outcome(tiny_run)
+    for form in ("peft", "trl"):
+        left[0] = 2
+        assert main(["export", str(out), "--format", form, "--out", str(tmp_path / form)]) == 1
+        assert not (tmp_path / form).exists() and f"{tmp_path / form} cannot be written" in capsys.readouterr().err
 
 
 def test_a_run_is_well_while_it_runs_and_in_a_study(run, tmp_path, capsys):

@@ -8,10 +8,11 @@ truth; every card says so. Adapters get tokenizer, card and a base path that res
 import io
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from soar.config import ProblemsConfig, refuse_code, resolve_path
-from soar.files import Row, json_bytes, read_object, visible, write_atomic, write_json
+from soar.files import Row, json_bytes, read_object, storage_errors, visible, write_atomic
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
 from soar.report.text import ARM_MEANINGS, fill, held_out
@@ -127,9 +128,23 @@ def card(file: str, /, **values: Any) -> bytes:
     return f"{fill(f'export/{file}.md.in', **values, version=VERSION)}\n".encode()
 
 
-def _check_target(out: Path) -> None:
+def _begin(run_dir: Path, out: Path) -> Run:
+    """The run to export, once it is known that the target is free."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"--out {out}: it exists and is not an empty folder; give another one")
+    return read_run(run_dir)
+
+
+def _write(out: Path, files: dict[str, bytes]) -> list[Path]:
+    """All files of an export, or none of them; returns where they lie. Raises StorageError."""
+    try:
+        with storage_errors(out, "Nothing of it is left: make room or permit writing there, or give another --out"):
+            for name, content in files.items():
+                write_atomic(out / name, content)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return [out / name for name in files]
 
 
 def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", with_hard: bool = False) -> list[Path]:
@@ -138,8 +153,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     form: as for `files_of`. source: `pq` or `all` accepted questions. with_hard: the hard training half too.
     Raises ReportError for no run folder, ExportError for nothing to export, a target in use or a missing library.
     """
-    _check_target(out)
-    run = read_run(run_dir)
+    run = _begin(run_dir, out)
     domain = domain_of_run(run)
     for name in ("pq.jsonl" if source == "pq" else "questions.jsonl", *(["hard/train.jsonl"] if with_hard else [])):
         damage = [note for note in run.notes if note.startswith(f"{name}:") and "not complete" not in note]
@@ -153,9 +167,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     shown = [{key: row[key] for key in ("question", "answer")} for row in rows[:3]]
     about = {"form": form, "data_file": next(iter(files)), "counts": counts, "rows": shown}
     files["README.md"] = card("questions", run=run, domain=domain, **about)
-    for name, content in files.items():
-        write_atomic(out / name, content)
-    return [out / name for name in files]
+    return _write(out, files)
 
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -204,35 +216,34 @@ def base_of(run: Run) -> tuple[str, Row]:
 def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:
     """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
 
-    An embedded base model (`builtin:NAME`) is named by its folder in the installed package; no card's metadata names a
-    folder of this machine. Raises ReportError for no run folder, ExportError for a policy that the run lacks, a target in use
-    or a tokenizer that cannot be loaded.
+    A base model in a folder here, or in the package (`builtin:NAME`), is named by its whole path, but in no card's metadata.
+    Raises ReportError for no run folder, ExportError for a policy that the run lacks, a target in use or a tokenizer that
+    cannot be loaded, StorageError.
     """
     from transformers import AutoTokenizer
 
-    _check_target(out)
-    run = read_run(run_dir)
+    run = _begin(run_dir, out)
     adapter = _adapter_of(run_dir, policy)
     settings, notes = read_object(adapter / ADAPTER_FILES[0])
     if notes:
         raise ExportError(f"{adapter}: {notes[0]}")
     path, options = base_of(run)
+    files = {ADAPTER_FILES[0]: json_bytes({**settings, "base_model_name_or_path": path}, indent=2)}
+    files[ADAPTER_FILES[1]] = (adapter / ADAPTER_FILES[1]).read_bytes()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        with TemporaryDirectory() as place:  # a tokenizer can write to no name that is not UTF-8
+            AutoTokenizer.from_pretrained(path, **options).save_pretrained(place)
+            parts = [file for file in sorted(Path(place).rglob("*")) if file.is_file()]
+            files |= {str(file.relative_to(place)): file.read_bytes() for file in parts}
     except Exception as error:  # a damaged folder, or a hub without a network, makes transformers raise anything
         raise ExportError(f"the tokenizer of the base model {path} cannot be loaded: {error}") from error
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])
-    write_json(out / ADAPTER_FILES[0], {**settings, "base_model_name_or_path": path})
-    tokenizer.save_pretrained(out)
     arm, base, arms = ARM_OF[policy], visible(str(run.config["model"]["path"])), run.arms
     shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if arm in arms and name in arms]
     meaning = ARM_MEANINGS.get(arm, "the teacher, which writes practice questions")
-    on_hub = not base.startswith("builtin:") and not Path(base).exists()
     given = "".join(f", {key}={value!r}" for key, value in options.items() if value)
-    about = {"on_hub": on_hub, "options": given, "results": list(map(held_out, shown))}
-    write_atomic(out / "README.md", card("weights", run=run, policy=policy, meaning=meaning, base=base, **about))
-    return sorted(out.iterdir())
+    about = {"on_hub": not Path(path).is_dir(), "path": path, "options": given, "results": list(map(held_out, shown))}
+    files["README.md"] = card("weights", run=run, policy=policy, meaning=meaning, base=base, **about)
+    return _write(out, files)
 
 
 def push_folder(folder: Path, repo: str, kind: str) -> str:
