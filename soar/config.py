@@ -476,12 +476,13 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def resolve_path(path: str) -> str:
-    """`builtin:NAME` -> folder inside the package, `~` -> home; anything else unchanged (a folder or a hub id).
+    """`builtin:NAME` -> folder inside the package, `~` -> home, a folder -> its whole path; a hub id is unchanged.
 
     Raises ConfigError with the known names.
     """
     if not path.startswith("builtin:"):
-        return os.path.expanduser(path)
+        place = os.path.expanduser(path)
+        return os.path.abspath(place) if os.path.isdir(place) else place
     folder = BUILTIN / path.removeprefix("builtin:")
     if not (folder / "config.json").is_file():
         known = sorted(p.parent.name for p in BUILTIN.glob("*/config.json"))

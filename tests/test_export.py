@@ -14,10 +14,11 @@ import pytest
 import torch
 from helpers import logits_of, random_stack
 from loop_helpers import read_jsonl, tiny_config
-from tables import cases, write_json, write_jsonl
+from tables import cases, change, write_json, write_jsonl
 from world_text import ANSWER_MARK
 
 from soar.cli import main
+from soar.config import resolve_path
 from soar.engine.load import load_backbone
 from soar.engine.policy import load_adapter
 from soar.problems.load import load_problems
@@ -171,11 +172,14 @@ def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 
 
-@pytest.mark.parametrize(("policy", "kind"), [("student", "full"), ("pq", "lora")])
-def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
+@pytest.mark.parametrize(("policy", "kind", "base"), [("student", "full", "builtin:tiny"), ("pq", "lora", "my model")])
+def test_exported_weights_give_our_logits(run, tmp_path, monkeypatch, policy, kind, base):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    (tmp_path / "my model").symlink_to(resolve_path("builtin:tiny"))
+    monkeypatch.chdir(tmp_path)
+    change(run / "manifest.json", b'"builtin:tiny"', json.dumps(base).encode())
     backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4").model)
     (run / "hashes.json").unlink()  # another adapter than the run's own
     save_adapter(backbone, random_stack(backbone, 1, size=0.02), run / export.adapter_folder(policy))
@@ -186,6 +190,7 @@ def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
         wanted, base = (logits_of(backbone, given, ids) for given in (stack, None))
     assert not torch.equal(wanted, base)
     export.export_adapter(run, tmp_path / "peft", policy)
+    monkeypatch.chdir(run)  # from where else it is loaded, base model and all
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(settings["base_model_name_or_path"])
     model = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft"))
@@ -197,7 +202,8 @@ def test_exported_weights_give_our_logits(run, tmp_path, policy, kind):
     card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert f"- {'PS' if policy == 'student' else 'PQ'}: " in card and "- Hard-Only: " in card
     assert "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n" in card
-    assert "base_model:" not in card, "an embedded model is no name on the hub"
+    assert f"AutoModelForCausalLM.from_pretrained({json.dumps(settings['base_model_name_or_path'])}" in card
+    assert "base_model:" not in card, "a model here is no name on the hub"
 
 
 def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, capsys):
