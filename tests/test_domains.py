@@ -4,6 +4,7 @@ embedded world: oracle, labels, the shipped model and its pretraining."""
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,6 +173,7 @@ def test_what_is_no_domain_is_refused(hostile, reference, message):
     with pytest.raises(DomainError, match=re.escape(message)):
         load_domain(str(hostile.parent / reference) if ":" in reference else reference)
 
+    assert str(hostile.parent / "absent") not in sys.path
 
 def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
     domain = load_domain(f"{hostile}:D")

@@ -133,12 +133,12 @@ def load_function(name: str) -> Callable[..., Any]:
 def load_module(name: str) -> tuple[ModuleType, str]:
     """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
     where, _, attribute = name.rpartition(":")
+    if where.endswith(".py") and not Path(where).is_file():
+        raise VerifierError(f"no file {where} (from {Path.cwd()})")
     folder = Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
     sys.path[:] = dict.fromkeys([str(folder), *sys.path])  # as for a script: what lies beside it can be imported
     if not where.endswith(".py"):
         return importlib.import_module(where), attribute
-    if not Path(where).is_file():
-        raise VerifierError(f"no file {where} (from {Path.cwd()})")
     module = ModuleType(f"soar_user_{Path(where).stem}")
     module.__file__ = where
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
