@@ -20,7 +20,7 @@ from typer import Argument, BadParameter, Context, Option
 
 from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load, override
-from soar.files import check_place, scrub, visible, write_atomic, write_json
+from soar.files import check_place, scrub, storage_errors, visible, write_atomic, write_json
 from soar.plan.forecast import announce, can_work, check_all, check_data, forecast, memory_lines, summary
 from soar.problems.domain import domain_of, load_domain
 from soar.problems.pool import VerifierPool
@@ -261,7 +261,7 @@ def report(
     out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None,
 ) -> None:
     """One HTML page about a run."""
-    with waiting(f"drawing the page of {run}"):
+    with waiting(f"drawing the page of {run}"), storage_errors(run, "Name another place with --out"):
         page = write_report(run, out)
     print(page)
 
