@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from world import carrying_steps
 
 from soar import seeds
 from soar.config import Config, load
@@ -74,8 +75,9 @@ def measured(config: Config, G: int, R: int, count: int, attempts: int) -> dict[
         question_sets = loop.write()
         written = [problem for problems in question_sets.problems_G_Q for problem in problems]
         base, _ = rates(env, loop.state.baseline, problems, config, 4 * attempts, 99, threads)
-        value = [int(world.difficulty(p.question) > 0 and world.solve(p.question) == p.answer) for p in written]
-        found = {"G": G, "R": R, "value": value, "base": base, "teacher_tokens": question_sets.tokens, "designs": {}}
+        value = [int(carrying_steps(p.question) > 0 and world.solve(p.question) == p.answer) for p in written]
+        spent = loop.state.spent["teacher"]
+        found = {"G": G, "R": R, "value": value, "base": base, "teacher_tokens": spent, "designs": {}}
         student, half = config.student, config.student.steps // 2
         for name, seen in designs(G, R, config.teacher.questions, config.seed).items():
             rows: list[dict[str, Any]] = []

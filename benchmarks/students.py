@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import random
 
+from world import carrying_steps
+
 from soar.config import Config, load
 from soar.domains.world import get_world
 from soar.engine.rollouts import Request
@@ -47,8 +49,8 @@ def main() -> None:
     hard = world.hard_problems(64, 3)
     with open_env(config) as env:
         pool = teacher_questions(env, config, 1500)
-        useful = [p for p in pool if world.difficulty(p.question)]
-        other = [p for p in pool if not world.difficulty(p.question)]
+        useful = [p for p in pool if carrying_steps(p.question)]
+        other = [p for p in pool if not carrying_steps(p.question)]
         right = sum(world.solve(p.question) == p.answer for p in useful) / len(useful)
         print(f"untrained teacher: {len(useful) / len(pool):.2f} useful questions, {right:.2f} of them answered right")
         start, drawn = env.backbone.new_stack(0), config.student.sampling.temperature

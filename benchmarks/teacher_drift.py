@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from world import carrying_steps
 
 from soar.domains.world import World, get_world
 from soar.files import read_jsonl
@@ -29,7 +30,7 @@ KINDS = ("useful and right", "useful and wrong", "ill-posed")
 def kind(row: dict[str, Any], world: World) -> int:
     """Place in KINDS of a question; 3: none of them."""
     right = world.solve(row["question"])
-    if world.difficulty(row["question"]):
+    if carrying_steps(row["question"]):
         return int(right != row["answer"])
     return 2 if right is None else 3
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from itertools import pairwise
 
 import torch
 
@@ -53,6 +54,13 @@ def greedy_share(env: RolloutEnv, problems: list[Problem], tokens: int) -> float
     return float(env.rollout(None, [problems], 1, [0], sampling).pass_rate_P()[0])
 
 
+def carrying_steps(question: str) -> int:
+    """Steps of a counter question that need a carry into the tens; 0 for any other text."""
+    world = get_world("tiny")
+    readings = [question[:2], *(world.solve(question) or "").split()] if world.topic(question) == "counter" else []
+    return sum(after[1] < before[1] for before, after in pairwise(readings))  # the ones digit falls
+
+
 def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> list[str]:
     """Lines on what the untrained teacher writes."""
     config = load("tiny")
@@ -62,14 +70,14 @@ def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> lis
     outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
     pairs = [o for o in outcomes if isinstance(o, Problem)]
     valid = [p for p in pairs if world.solve(p.question) is not None]
-    useful = [p for p in valid if world.difficulty(p.question)]
+    useful = [p for p in valid if carrying_steps(p.question)]
     right = [p for p in useful if world.solve(p.question) == p.answer]
     lines = [
         f"teacher: {len(pairs)} pairs of {samples} samples; ill-posed {1 - len(valid) / len(pairs):.3f}; "
         f"useful of valid {len(useful) / len(valid):.3f}; right of useful {len(right) / max(1, len(useful)):.3f}"
     ]
     for carries in (1, 2, 3):
-        some = [p for p in useful if world.difficulty(p.question) == carries]
+        some = [p for p in useful if carrying_steps(p.question) == carries]
         good = sum(world.solve(p.question) == p.answer for p in some)
         lines.append(f"  {carries} carrying steps: {len(some)} questions, right {good / max(1, len(some)):.3f}")
     batch = [p.question for p in pairs[:128]]

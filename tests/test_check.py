@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import scaling
+import sizes
 import torch
 from helpers import ROOT, tiny_backbone
 from loop_helpers import BRIEF, TINY, events, read_jsonl, run_tiny, sets, tiny_config, write_problems
@@ -22,10 +24,6 @@ from soar.plan.forecast import Finding, check_golds, check_problems, student_fin
 from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import scaling
-import sizes
 
 NUMBERS = [Problem(f"p{i}", f"last 5{i}", str(i)) for i in range(8)]
 

@@ -21,6 +21,7 @@ from multiple_choice import verify as verify_choice
 from tables import CASES, cases, write_jsonl
 from test_sandbox import needs_one
 from tokenizers import processors
+from world import carrying_steps
 
 from soar.cli import main
 from soar.config import load, resolve_path
@@ -172,8 +173,8 @@ def test_what_is_no_domain_is_refused(hostile, reference, message):
     (hostile.parent / "mute.py").write_text("from verifier_functions import Mute\nraise Mute\n")
     with pytest.raises(DomainError, match=re.escape(message)):
         load_domain(str(hostile.parent / reference) if ":" in reference else reference)
-
     assert str(hostile.parent / "absent") not in sys.path
+
 
 def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
     domain = load_domain(f"{hostile}:D")
@@ -300,10 +301,10 @@ def test_real_families():
 WORLD = worlds.get_world("tiny")
 
 
-@pytest.mark.parametrize(("question", "answer", "topic", "difficulty"), cases("worlds", "label"))
-def test_labels(question, answer, topic, difficulty):
+@pytest.mark.parametrize(("question", "answer", "topic", "steps"), cases("worlds", "label"))
+def test_labels(question, answer, topic, steps):
     assert (WORLD.solve(question), WORLD.topic(question)) == (answer, topic)
-    assert WORLD.difficulty(question) == difficulty
+    assert carrying_steps(question) == steps
 
 
 def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed():
@@ -314,7 +315,7 @@ def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed():
     chains = [(p.extra["steps"], p.extra["carries"]) for p in problems]
     assert {chain: chains.count(chain) for chain in chains} == {(4, 4): 75, (5, 4): 75, (5, 5): 75, (6, 5): 75}
     for problem in problems:
-        assert WORLD.difficulty(problem.question) == problem.extra["carries"]
+        assert carrying_steps(problem.question) == problem.extra["carries"]
         assert WORLD.solve(problem.question) == problem.answer
     with pytest.raises(ValueError, match="ask for fewer"):
         WORLD.real_problems(50_000, 0)

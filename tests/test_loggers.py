@@ -89,9 +89,7 @@ def test_no_secret_is_sent_or_shown(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("steps", "tokens", "kept"), [(1, 0, [0]), (3, 0, [0, 1, 2]), (10, 0, [0, 4, 9]), (99, 10, [0, 4, 9])]
-)
+@pytest.mark.parametrize(("steps", "tokens", "kept"), cases("loggers", "kept"))
 def test_first_middle_and_last(monkeypatch, steps, tokens, kept):
     """Of the steps, or of the tokens where they end the training."""
     plan, env = Plan([[]] * steps, 0, tokens=tokens), SimpleNamespace(device="cpu", config=tiny_config().model)

@@ -298,13 +298,7 @@ def test_a_chart_is_an_image_with_its_points_where_they_belong():
 
 def test_tokens_of_an_arm_on_its_way():
     """pass@k against all tokens: on its way, then its result, where there is one; arms without tokens are left out."""
-    events: dict[str, list[runs.Row]] = {
-        "curve": [{"arm": arm, "total_tokens": 2e6, "pass_at": {"1": 0.1}} for arm in ("pq", "real")],
-        "evaluation": [
-            {"arm": "pq", "total_tokens": 4e6, "pass_at": {"1": 0.3, "32": 0.5}},
-            {"arm": "ps", "pass_at": {"1": 0.2}},
-        ],
-    }
+    ((events,),) = cases("report", "arms on their way")
     charts = report.arms_section(runs.Run(path=Path(), events=events))["charts"][:2]
     points = [[(s.label, s.x, s.y) for s in c.series if s.x] for c in charts]
     assert points == [[("PQ", [2, 4], [0.1, 0.3]), ("Real", [2], [0.1])], [("PQ", [4], [0.5])]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import plain_logprobs, random_rollouts, random_stack, same_stacks, tiny_model
 from helpers import tiny_backbone as backbone_of
+from tables import cases
 from torch import Tensor
 from torch.func import functional_call
 
@@ -72,17 +73,9 @@ def plain_steps(
     return {n: leaf.detach() for n, leaf in leaves.items()}, norms, divergences
 
 
-@pytest.mark.parametrize(
-    ("name", "adapter", "config"),
-    [
-        ("llama", "lora", PLAIN),
-        ("llama", "full", PLAIN.model_copy(update={"kl": 0.3, "clip": 0.05})),
-        ("gemma2", "lora", PLAIN.model_copy(update={"kl": 0.3, "weight_decay": 0.2, "beta1": 0.8, "beta2": 0.9})),
-        ("qwen3", "full", PLAIN.model_copy(update={"clip": 0.05, "eps": 1e-4})),
-    ],
-)
-def test_steps_equal_a_plain_model_with_torch_adamw(name, adapter, config):
-    backbone = backbone_of(name, adapter=adapter)
+@pytest.mark.parametrize(("name", "adapter", "keys"), cases("update", "AdamW"))
+def test_steps_equal_a_plain_model_with_torch_adamw(name, adapter, keys):
+    backbone, config = backbone_of(name, adapter=adapter), PLAIN.model_copy(update=keys)
     stack = random_stack(backbone, POLICIES)
     start = stack.select(list(range(POLICIES)))
     optimizer = StackOptimizer(stack, config)
@@ -183,9 +176,7 @@ def test_a_step_without_signal_counts_the_same_alone_and_in_company():
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize(
-    ("ill", "kl"), [("weights", 0.0), ("weights", 0.1), ("advantage", 0.1), ("huge advantage", 0.0)]
-)
+@pytest.mark.parametrize(("ill", "kl"), cases("update", "diverged"))
 def test_a_diverged_policy_is_kept_as_it_was_and_leaves_the_others_alone(adapter, ill, kl):
     backbone = backbone_of("llama", adapter, micro_batch_tokens=60)
     config = PLAIN.model_copy(update={"kl": kl, "weight_decay": 0.1})

@@ -70,14 +70,6 @@ class World:
         """A topic's name, or `ill-posed`."""
         return _read(question)[0]
 
-    def difficulty(self, question: str) -> int:
-        """The number of steps that need a carry into the tens (0: none, or another topic)."""
-        if self.topic(question) != "counter":
-            return 0
-        start, *addends = (int(word[-2:]) for word in question.split())
-        totals = itertools.accumulate(addends, initial=start)
-        return sum(total % 10 + addend >= 10 for total, addend in zip(totals, addends, strict=False))
-
     def hard_problems(self, count: int, seed: int) -> list[Problem]:
         """`count` distinct candidates for the hard set, in a random order. Raises ValueError when there are fewer."""
         return self._problems(count, self.hard_chains, random.Random(f"tiny hard {seed}"))

@@ -451,8 +451,7 @@ def teacher_finding(env: "RolloutEnv", config: Config, samples: int) -> Finding:
     prompt = teacher_prompt(env, config)
 
     def pairs(first: int, count: int) -> list[Any]:
-        request = Request([[prompt]], count, [[seeds.skip(seed, first)]], teacher.sampling)
-        rollouts = env.draw(None, request)
+        rollouts = env.draw(None, Request([[prompt]], count, [[seeds.skip(seed, first)]], teacher.sampling))
         written = read_pairs(env, config, rollouts.texts(env.backbone), rollouts.ended_B.tolist())
         return vote(env, config, written, seeds.skip(seed, first), {})
 

@@ -89,10 +89,6 @@ class StopRequest:
             self._children.append(subprocess.Popen(command, process_group=0, preexec_fn=_end_with_parent, **how))
             return self._children[-1]
 
-    def request(self, reason: str, exit_code: int = PAUSED) -> None:
-        """Ask the run to stop at its next safe point."""
-        self.reason, self.exit_code = reason, exit_code
-
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[Self]:
         """Within the block, the signals in HEARD ask to stop, and a second one ends the process and its workers; under nohup
@@ -113,7 +109,7 @@ class StopRequest:
                     return
             with self._lock:
                 again = self.reason is not None
-                self.request(f"stopped by {name}", 128 + number)
+                self.reason, self.exit_code = f"stopped by {name}", 128 + number
                 for child in self._children:
                     child.send_signal(number)
             if again:  # without any further step

@@ -91,9 +91,8 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: 
     weights = peft_tensors(backbone, stack, policy)
     ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
     write_tensors(folder / "adapter_model.safetensors", weights)
-    rank, scale, pattern = max(ranks.values()), 1.0, ranks
-    if stack.kind == "lora":
-        rank, scale, pattern = backbone.config.lora_rank, stack.scale, {}
+    rank = max(ranks.values())
+    scale, pattern = (stack.scale, {}) if stack.kind == "lora" else (1.0, ranks)
     base = {"base_model_name_or_path": backbone.config.path, "revision": backbone.config.revision}
     patterns = {"rank_pattern": pattern, "alpha_pattern": {name: float(r) for name, r in pattern.items()}}
     sizes = {"r": rank, "lora_alpha": scale * rank, **patterns, "target_modules": sorted(backbone.layers)}
