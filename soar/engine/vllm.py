@@ -109,22 +109,12 @@ class VllmSampler:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
-        parameters = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p if sampling.temperature else 1.0,
-                max_tokens=sampling.max_tokens,
-                seed=seed,
-                stop_token_ids=sorted(self.backbone.end_ids),
-                ignore_eos=True,  # the end tokens are those of stop_token_ids, as in the native engine
-                logprobs=0,
-                stop=list(sampling.stop) or None,
-                include_stop_str_in_output=True,
-                skip_special_tokens=False,
-                detokenize=bool(sampling.stop),
-            )
-            for _, _, seed in rows
-        ]
+        same: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "logprobs": 0}
+        same |= {"top_p": sampling.top_p if sampling.temperature else 1.0, "stop": list(sampling.stop) or None}
+        same |= {"include_stop_str_in_output": True, "skip_special_tokens": False, "detokenize": bool(sampling.stop)}
+        # the end tokens are those of stop_token_ids, as in the native engine
+        same |= {"stop_token_ids": sorted(self.backbone.end_ids), "ignore_eos": True}
+        parameters = [SamplingParams(**same, seed=seed) for _, _, seed in rows]
         prompts = [{"prompt_token_ids": list(prompt)} for prompt, _, _ in rows]
         adapters = [LoRARequest(folder, int(Path(folder).name), folder) if folder else None for _, folder, _ in rows]
         try:
