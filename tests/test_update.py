@@ -16,7 +16,8 @@ from soar.engine import update as update_room
 from soar.engine.logprobs import Pack
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rollouts import Rollouts
-from soar.engine.update import StackOptimizer, UpdateStats, learning_rate, update
+from soar.engine.update import StackOptimizer, UpdateStats, update
+from soar.loop.teacher import learning_rate
 
 POLICIES, ROWS, MAX_TOKENS, TEMPERATURE, LR = 3, 4, 10, 0.8, 0.01
 ADVANTAGE = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, 0.0, -3.0, 0.0, 0.25, 1.0, -1.0, 0.5])
@@ -95,21 +96,27 @@ def test_steps_equal_a_plain_model_with_torch_adamw(name, adapter, keys):
                 assert s.kl_P[p].isnan()
 
 
-def gradient_after(tokens: int, kl: float, given: Rollouts | None = None) -> dict[str, Tensor]:
+def gradient_after(tokens: int, kl: float, given: Rollouts | None = None, lanes: bool = False) -> dict[str, Tensor]:
     backbone = backbone_of("qwen2", micro_batch_tokens=tokens)
+    backbone.lanes = lanes
     stack = random_stack(backbone, POLICIES)
     optimizer = StackOptimizer(stack, PLAIN.model_copy(update={"kl": kl}))
     step(backbone, optimizer, given)
     return {name: tensor.grad for name, tensor in stack.tensors.items() if tensor.grad is not None}
 
 
-def test_micro_batches_of_any_size_give_the_same_gradient():
-    """With KL, for which every row counts; without it: the next test."""
-    whole = gradient_after(100_000, 0.2)
-    for tokens in (1, 45, 0):
-        for name, gradient in gradient_after(tokens, 0.2).items():
+@pytest.mark.parametrize("kl", [0.2, 0.0])
+def test_micro_batches_of_any_size_give_the_same_gradient(kl):
+    """With KL every row counts. In lanes, those of a policy added in their order, and places saved where few rows count."""
+    whole, backbone, places = gradient_after(100_000, kl), backbone_of("qwen2"), []
+    for tokens, lanes in ((1, False), (45, False), (0, False), (1, True), (45, True), (0, True)):
+        for name, gradient in gradient_after(tokens, kl, lanes=lanes).items():
             size = whole[name].abs().max().item()
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-4 * size)
+    for backbone.lanes in (False, True):
+        packs = update_room.micro_batches(backbone, rollouts(), [[0, 1, 3], [], [8]], 99)
+        places.append(sum(packed.ids_P_n.numel() for _, packed in packs))
+    assert places[1] < places[0]
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch):

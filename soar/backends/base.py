@@ -54,8 +54,9 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
         return backbone.score(stack, rollouts)
     logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
     kept_P = native.rows_that_count(rollouts, torch.ones(rollouts.rows), stack.policies, OptimizerConfig())
-    for packed in native.micro_batches(backbone, rollouts, kept_P, native.micro_batch_limit(backbone)):
+    for lane_L, packed in native.micro_batches(backbone, rollouts, kept_P, native.micro_batch_limit(backbone)):
+        lanes = stack.select(lane_L) if backbone.lanes else stack
         with torch.no_grad():
-            logprob_R_T = token_logprobs(backbone, stack, packed, temperature).cpu()
+            logprob_R_T = token_logprobs(backbone, lanes, packed, temperature).cpu()
         logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T
     return logprob_B_T

@@ -185,8 +185,9 @@ class Backbone:
     """The frozen base model with its wrapped linear layers and its tokenizer.
 
     layers: module name -> StackedLinear. end_ids: token ids that end a completion. context: max positions.
-    micro_batch_tokens: model.micro_batch_tokens, or what a shortage of memory left of it. fused: `load.fuse`. apart: the
-    model keeps its own attention and cache, and rows are not packed (`attention.install`).
+    micro_batch_tokens: model.micro_batch_tokens, or what a shortage of memory left of it. fused: `load.fuse`. lanes: of
+    an update, `update.micro_batches`. apart: the model keeps its own attention and cache, and rows are not packed
+    (`attention.install`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig, fused: bool = False) -> None:
@@ -196,7 +197,8 @@ class Backbone:
         self.device, self.dtype = model.device, model.dtype
         self._active: ContextVar[AdapterStack | None] = ContextVar("active", default=None)
         self.layers = self._wrap_linears()
-        if self.device.type == "cuda" and config.adapter == "lora":  # elsewhere the bits of a step would be others
+        self.lanes = self.device.type == "cuda" and config.adapter == "lora"  # elsewhere a step would have other bits
+        if self.lanes:
             self.join()
         self.micro_batch_tokens = config.micro_batch_tokens
         self.recomputing = False

@@ -9,12 +9,14 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from soar.config import OptimizerConfig, SamplingConfig
+from soar.engine.attention import sent
 from soar.engine.logprobs import Pack, pack, token_logprobs
 from soar.engine.memory import free_bytes, until_it_fits
 from soar.engine.policy import AdapterStack, Backbone
@@ -67,9 +69,9 @@ def update(
         limit = micro_batch_limit(backbone)
         sums_3_B = torch.zeros(3, rollouts.rows, device=backbone.device)
         advantages_B = advantage_B.to(backbone.device)
-        live = optimizer.zero(backbone.dtype)
-        for packed in micro_batches(backbone, rollouts, kept_P, limit):  # nothing in here waits for the device
-            logprob_R_T = token_logprobs(backbone, live, packed, temperature)
+        optimizer.zero()
+        for lane_L, packed in micro_batches(backbone, rollouts, kept_P, limit):  # nothing in here waits for the device
+            logprob_R_T = token_logprobs(backbone, optimizer.live(backbone, lane_L), packed, temperature)
             reference_R_T = None
             if config.kl > 0.0:
                 with torch.no_grad():
@@ -77,7 +79,7 @@ def update(
             mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
             loss_R = policy_loss(logprob_R_T, mask_R_T, advantages_B[row_R], normaliser, reference_R_T, config.kl)
             loss_R.sum().backward()
-            optimizer.collect(live)
+            optimizer.collect(lane_L)
             with torch.no_grad():
                 sums_3_B[0, row_R] = ((logprob_R_T - packed.sampled_R_T).abs() * mask_R_T).sum(1)
                 if reference_R_T is not None:
@@ -132,38 +134,41 @@ def micro_batch_limit(backbone: Backbone) -> int:
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
 
 
-def micro_batches(backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int]], limit: int) -> Iterator[Pack]:
-    """Rows of every policy, packed batch by batch, each policy's tokens spread evenly: some `limit` of them a batch.
+def micro_batches(
+    backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int]], limit: int
+) -> Iterator[tuple[list[int], Pack]]:
+    """Rows packed batch by batch, some `limit` tokens each, with the policy of each lane of the batch.
 
-    Of rows that stand apart each counts as much as the longest.
+    Every policy has a lane in each, over which its tokens are spread evenly. A batch is as wide as its fullest lane, and
+    policies learn from more or fewer rows: with `backbone.lanes` every prompt with its rows is one, those of a length
+    together, where this takes fewer places. Of rows that stand apart each counts as much as the longest.
     """
     lengths, prompts, apart = rollouts.length_B.tolist(), rollouts.prompts, backbone.apart
     longest = max((len(prompts[row]) + lengths[row] for kept in kept_P for row in kept), default=0)
+    lanes: list[tuple[int, tuple[int, list[int]]]] = []  # tokens, policy and rows
     starts_P, totals = [], []
-    for kept in kept_P:
-        starts, total, seen = [], 0, set()
-        for row in sorted(kept, key=lambda row: prompts[row]):
-            starts.append((row, total))
-            total += longest if apart else lengths[row] + (len(prompts[row]) if prompts[row] not in seen else 0)
-            seen.add(prompts[row])
+    for p, kept in enumerate(kept_P):
+        starts, total = [], 0
+        for prompt, group in groupby(sorted(kept, key=lambda row: prompts[row]), lambda row: prompts[row]):
+            rows, before = list(group), total
+            for row in rows:
+                starts.append((row, total))
+                total += longest if apart else lengths[row] + (len(prompt) if total == before else 0)
+            parts = min(len(rows), -(-(total - before) // limit))
+            lanes += [((total - before) // parts, (p, rows[i::parts])) for i in range(parts)]
         starts_P.append(starts)
         totals.append(max(1, total))
     count = -(-max(totals) * len(kept_P) // limit) if longest else 0
-    batches: list[list[list[int]]] = [[[] for _ in kept_P] for _ in range(count)]
+    batches = [[(p, list[int]()) for p in range(len(kept_P))] for _ in range(count)]
     for p, (starts, total) in enumerate(zip(starts_P, totals, strict=True)):
         for row, start in starts:
-            batches[start * count // total][p].append(row)
-    yield from (pack(backbone, rollouts, batch) for batch in batches if any(batch))
-
-
-def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
-    """Learning rate at 0-based `step` of `total`: linear warm-up, then constant or cosine to zero."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+            batches[start * count // total][p][1].append(row)
+    if backbone.lanes and (places := max(lanes)[0] * len(lanes) if lanes else 0) < max(totals) * len(kept_P):
+        lanes, count, most = sorted(lanes), -(-places // limit), len(lanes)
+        batches = [[lane for _, lane in lanes[i * most // count : (i + 1) * most // count]] for i in range(count)]
+    for batch in batches:
+        if any(rows for _, rows in batch):
+            yield [p for p, _ in batch], pack(backbone, rollouts, [rows for _, rows in batch])
 
 
 class StackOptimizer:
@@ -179,42 +184,40 @@ class StackOptimizer:
         betas, fused = (config.beta1, config.beta2), all(tensor.is_cuda for tensor in tensors) or None
         self.adamw = torch.optim.AdamW(tensors, config.lr, betas, config.eps, config.weight_decay, fused=fused)
         shapes = dict.fromkeys(tensor.shape for tensor in tensors)
-        members_S = [[i for i, tensor in enumerate(tensors) if tensor.shape == shape] for shape in shapes]
-        sizes = [len(members) * shape.numel() for members, shape in zip(members_S, shapes, strict=True)]
+        self._members = [[i for i, tensor in enumerate(tensors) if tensor.shape == shape] for shape in shapes]
+        sizes = [len(members) * shape.numel() for members, shape in zip(self._members, shapes, strict=True)]
         self._flat = tensors[0].new_zeros(sum(sizes), requires_grad=False)
         self._blocks = [part.view(-1, *of) for part, of in zip(self._flat.split(sizes), shapes, strict=True)]
-        self._order = np.argsort([i for members in members_S for i in members])  # of the names, in the blocks
+        self._order = np.argsort([i for members in self._members for i in members])  # of the names, in the blocks
         self._gradients = [gradient for block in self._blocks for gradient in block]
+        self._lanes = list[Tensor]()  # the adapters of a pass, by shape
 
-    def zero(self, dtype: torch.dtype = torch.float32) -> AdapterStack:
-        """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient.
-
-        Returns what passes go through: low-rank adapters in the compute type, cast once an update instead of in every pass.
-        """
+    def zero(self) -> None:
+        """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
         for name, i in zip(self.names, self._order, strict=True):
             self.stack.tensors[name].grad = self._gradients[i]
         self._flat.zero_()
-        if self.stack.kind != "lora" or dtype == torch.float32:
+
+    def live(self, backbone: Backbone, lane_L: list[int]) -> AdapterStack:
+        """What a pass goes through: the stack, or with `backbone.lanes` each lane's adapters, in the compute type."""
+        if not backbone.lanes:
             return self.stack
-        leaves = {name: torch.empty_like(tensor, dtype=dtype) for name, tensor in self.stack.tensors.items()}
+        lanes, tensors = sent(torch.tensor(lane_L), backbone.device), [self.stack.tensors[name] for name in self.names]
         with torch.no_grad():
-            torch._foreach_copy_(list(leaves.values()), list(self.stack.tensors.values()))
-        return AdapterStack(self.stack.kind, leaves, self.stack.scale).trainable()
+            blocks = [torch.stack([tensors[i] for i in members]) for members in self._members]
+            self._lanes = [block.index_select(1, lanes).to(backbone.dtype).requires_grad_() for block in blocks]
+        flat = [tensor for block in self._lanes for tensor in block.unbind()]
+        of_name = {name: flat[i] for name, i in zip(self.names, self._order, strict=True)}
+        return AdapterStack(self.stack.kind, of_name, self.stack.scale)
 
     @torch.no_grad()
-    def collect(self, live: AdapterStack) -> None:
-        """Add the gradients of a pass to those in float32."""
-        if live is self.stack:
-            return
-        pairs = [(self.stack.tensors[name].grad, leaf.grad) for name, leaf in live.tensors.items()]
-        pairs = [(total, part) for total, part in pairs if total is not None and part is not None]
-        for first in range(0, len(pairs), 64):  # not all beside each other in float32
-            totals, gradients = zip(*pairs[first : first + 64], strict=True)
-            wide = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
-            torch._foreach_copy_(wide, list(gradients))
-            torch._foreach_add_(list(totals), wide)
-        for leaf in live.tensors.values():
-            leaf.grad = None
+    def collect(self, lane_L: list[int]) -> None:
+        """Add the gradients of a pass's lanes to those of their policies, lane after lane: in an order that is fixed."""
+        for total, gradient in zip(self._blocks, (block.grad for block in self._lanes), strict=False):
+            for lane, p in enumerate(lane_L):
+                if gradient is not None:
+                    total[:, p] += gradient[:, lane]
+        self._lanes = []
 
     @torch.no_grad()
     def step(self, lr: float) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ datasets a step, off-policy reuse of teacher samples.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,9 @@ from torch import Tensor
 
 from soar import seeds
 from soar.backends.base import begin, update
-from soar.config import Config, SamplingConfig, StudentConfig
+from soar.config import Config, OptimizerConfig, SamplingConfig, StudentConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
-from soar.engine.update import learning_rate
 from soar.files import Row
 from soar.loop.parallel import Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
@@ -354,3 +354,13 @@ def gold_shares(env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, confi
     """How likely the policies are to give the gold answers [P, Q, N], where reward.mode says so; else None."""
     mode = config.reward.mode
     return likelihood(env, stack, batch, forced=mode == "forced") if mode in DENSE else None
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """Learning rate at 0-based `step` of `total`: linear warm-up, then constant or cosine to zero."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
