@@ -151,15 +151,18 @@ class Run:
 
     def _loop(self) -> None:
         config, state = self.config, self.state.loop
-        self._settle()
         steps = self.progress.task("outer loop", config.teacher.steps)
         with steps as advance, self.progress.task("  students", 1, transient=True) as inner:
             advance(state.step)
             kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
             loop = kind(self.env, self.hard_train, config, state, lambda *done: inner(0, *done), self.teacher_reward)
             before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
-            self.folder.append("metrics.jsonl", loop.validate())
-            while loop_end(config, state.step, state.promotions) is None:
+            while True:
+                self._settle()
+                self._safe_point()  # before the first step too: on a resume a limit may be reached already
+                self.folder.append("metrics.jsonl", loop.validate())
+                if loop_end(config, state.step, state.promotions) is not None:
+                    break
                 try:
                     before.append(self._outer_step(loop, before))
                 except TeacherError as error:  # of a first step: the prompts do not fit the model; later: a result
@@ -168,9 +171,6 @@ class Run:
                     self._warn(alarm(TEACHER_SILENT, f"the loop ends here: {error}", state.step))
                     break
                 advance(1)
-                self._settle()
-                self._safe_point()
-                self.folder.append("metrics.jsonl", loop.validate())
 
     def _outer_step(self, loop: OuterLoop, before: list[Row]) -> Row:
         """One step, its lines in the files, and a checkpoint; returns its outer_step event."""
