@@ -30,7 +30,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, and cut off in at most this share of them
 # Cells of study maths -> what stands before the names of their arms.
 VARIANTS = {"soar": "", "untrained": "select_only_", "cheaper": "", "written": "as_written_", "kl": "kl_",
-            "variants": "", "alone": "", "rank4": "rank4_", "rank64": "rank64_"}  # fmt: skip
+            "variants": "", "alone": "", "rank4": "rank4_", "rank64": "rank64_", "rate1e4": "rate1e4_",
+            "rate4e4": "rate4e4_", "short": "short_", "long": "long_", "small": "small_"}  # fmt: skip
 COMPARED = [("pq", "hard_only"), ("ps", "hard_only"), ("pq", "select_only_pq"), ("ps", "select_only_ps"),
             ("select_only_pq", "hard_only"), ("hard_only", "base"), ("pq", "base_t"), ("base_t", "hard_only"),
             ("hard_only_128", "hard_only"), ("hinted", "hard_only"),
@@ -184,6 +185,15 @@ def with_votes(folder: Path) -> None:
     reward_twice(events)
     moved = {row["cell"]: round(row["teacher_kl"], 5) for row in events if row.get("teacher_kl") and row["step"]}
     print(f"nats a token between the teacher and the base model after one update: {moved}")
+    small = next(row for row in events if row["cell"] == "small-seed0" and row["event"] == "outer_step")
+    paid, own = small["reward_G"], [small[part]["pass_rate"] for part in ("student_first", "student_last")]
+    cut = [small["rejected"]["truncated"] / small["sampled"], small["student_first"]["completions/clipped_ratio"]]
+    made, tokens = f"{small['sampled']} texts for {small['accepted']} questions", sum(small["tokens"].values())
+    print(
+        f"a step of small-1gpu: {len(paid)} sets paid {min(paid):.2%} to {max(paid):.2%}, {made}, {cut[0]:.0%} of texts "
+        f"and {cut[1]:.0%} of first attempts cut off, own questions {own[0]:.0%} to {own[1]:.0%} right, {tokens:,} tokens in "
+        f"{small['seconds']:.0f} s"
+    )
     profile = json.loads((folder / "../../benchmarks/results/h200-maths-profile.json").read_text())
     for cell in profile["cells"]:
         at, waits = cell["anywhere_on_the_stack"], cell["innermost_line"]["engine/graphs.py:finish:219"]
