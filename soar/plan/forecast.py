@@ -370,9 +370,10 @@ def check_model(
             say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
             name = "student"
             yield student_finding(env, config, problems)
-            say(f"asking the teacher for {samples} problems")
-            name = "teacher"
-            yield teacher_finding(env, config, samples)
+            if config.teacher.steps or {*WRITTEN_BY_TEACHER} & {*config.arms.run}:
+                say(f"asking the teacher for {samples} problems")
+                name = "teacher"
+                yield teacher_finding(env, config, samples)
             total = forecast(config).total_line().strip()
             yield Finding("cost", "ok", f"the whole run: {total} (stages and rates: soar run --dry-run)")
     except UserError as error:

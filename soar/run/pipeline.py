@@ -156,7 +156,6 @@ class Run:
             advance(state.step)
             kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
             loop = kind(self.env, self.hard_train, config, state, lambda *done: inner(0, *done), self.teacher_reward)
-            before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
             while True:
                 self._settle()
                 self._safe_point()  # before the first step too: on a resume a limit may be reached already
@@ -164,7 +163,7 @@ class Run:
                 if loop_end(config, state.step, state.promotions) is not None:
                     break
                 try:
-                    before.append(self._outer_step(loop, before))
+                    self._outer_step(loop)
                 except TeacherError as error:  # of a first step: the prompts do not fit the model; later: a result
                     if not state.step:
                         raise
@@ -172,9 +171,10 @@ class Run:
                     break
                 advance(1)
 
-    def _outer_step(self, loop: OuterLoop, before: list[Row]) -> Row:
-        """One step, its lines in the files, and a checkpoint; returns its outer_step event."""
+    def _outer_step(self, loop: OuterLoop) -> None:
+        """One step, its lines in the files, and a checkpoint."""
         state = self.state.loop
+        before = [row for row in self.folder.rows("metrics.jsonl") if row["event"] == "outer_step"]
         baseline, pass_rates, known = state.baseline, state.pass_rates, len(state.pq)
         events, rows = loop.step()
         events[0]["vendi"] = step_vendi([row["question"] for row in rows])
@@ -199,7 +199,6 @@ class Run:
             advice = 'if that fails too, lower student.optimizer.lr or set model.dtype = "float32" in a new run'
             go_on = f"{resume_command(self.folder.path)} goes on with the next step"
             raise StudentsFailed(f"{found}; it is recorded and saved. {go_on}; {advice}")
-        return finite(events[0])
 
     def _keep(self, groups: list[list[Row]], **place: Any) -> None:
         """Completions to rollouts.jsonl, in turn from each group, as fit in the share of a step or of a third of an arm."""
