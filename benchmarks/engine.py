@@ -1,19 +1,21 @@
 """The population engine against its ceilings and against the usual tools, side by side in one run on one GPU.
 
-    python benchmarks/engine.py [--out FILE] [--toy] [--profile] [--only SECTION ...] [--seconds N]
+    python benchmarks/engine.py [--out FILE] [--toy] [--profile] [--only SECTION ...] [--seconds N] [--lengths FILE]
 
 Weights are random in the shape of SmolLM2-135M and Llama-3.2-3B (speed does not depend on them), no row ends early.
 decode: tokens a second, and the share of the roofline: the time that the bytes of a step (weights, adapters, cache read,
 logits) take at the measured copy bandwidth, or its FLOPs at the measured matmul rate, whichever is longer. Beside it
 `transformers.generate` on the base model; batching: its continuous batching. adapters: the same rows with 1, 4, 16, 64
-adapters. train: tokens a second and MFU (`bench_train`; FLOPs of the forward pass and of the gradients of activations,
-base weights frozen; recomputation is not counted). inner: 16 students x 10 RLOO steps with the time of its stages. trl: TRL's
-RLOOTrainer on the same work, one student, two steps measured, times 16 x 10, with `generate` and with its continuous
-batching. tails: rows whose lengths differ as in the pilot on MATH (a third of them cut off), against full ones. screen:
-screening, grading aside, against the sampler alone. few: a decoding step with few policies and rows at the Qwen2.5-1.5B
-shape (`engine_few.py`). vllm: `engine_vllm.py` at the 0.5B shape. --profile: where the device's time goes in an update, in
-sampling with many adapters, and in a step of `few`. --toy: tiny shapes, any device, to see that the script runs. --seconds:
-no section begins later. Every section is written to FILE when it ends, with the figures of docs/performance.md by name.
+adapters. train: tokens a second and MFU (`engine_train.py`; FLOPs of the forward pass and of the gradients of activations,
+base weights frozen; recomputation is not counted). train-skipped: an update of which half of the groups teaches. inner:
+16 students x 10 RLOO steps with the time of its stages. trl: TRL's RLOOTrainer on the same work, one student, two steps
+measured, times 16 x 10, with `generate` and with its continuous batching. tails: rows of very different lengths, against
+full ones; without --lengths (a JSON list, drawn from) a row ends with the same chance at every token, such that as many
+are cut off as in the pilot on MATH. screen: screening, grading aside, against the sampler alone. few: a decoding step with
+few policies and rows at the Qwen2.5-1.5B shape (`engine_few.py`). vllm: `engine_vllm.py` at the 0.5B shape. --profile:
+where the device's time goes in an update, in sampling with many adapters, and in a step of `few`. --toy: tiny shapes, any
+device, to see that the script runs. --seconds: no section begins later. Every section is written to FILE when it ends, its
+rows with commit, date, cores and ceilings of their call; the file's other sections stay. Its summary has figures by name.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import argparse
 import gc
 import json
 import platform
+import random
 import time
 import traceback
 from collections.abc import Callable
@@ -48,16 +51,16 @@ from engine_models import (
     tokenizer_of,
     wait,
 )
+from engine_train import bench_skipped, bench_train
 from engine_trl import bench_trl
 from engine_vllm import bench_vllm
-from transformers import LlamaConfig
 
 import soar
 from soar.config import Config, OptimizerConfig, SamplingConfig, StudentConfig
+from soar.engine import rollouts as engine_rollouts
 from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Request, Rollouts
 from soar.engine.sampler import NativeSampler
-from soar.engine.update import StackOptimizer, update
 from soar.loop import student
 from soar.loop.population import train_population
 from soar.loop.rollout import RolloutEnv
@@ -82,13 +85,20 @@ def ceilings(toy: bool) -> tuple[float, float]:
 
 
 def sample(
-    sampler: NativeSampler, stack: AdapterStack | None, policies: int, rows: int, length: int, new: int, attempts: int
+    sampler: NativeSampler,
+    stack: AdapterStack | None,
+    policies: int,
+    rows: int,
+    length: int,
+    new: int,
+    attempts: int,
+    stop: tuple[str, ...] = (),
 ) -> Rollouts:
     """rows // (policies * attempts) prompts per policy, `attempts` completions of `new` tokens each."""
     questions = rows // (policies * attempts)
     prompts = prompts_of(sampler.backbone, policies, questions, length)
     seeds = [[1000 * p + q for q in range(questions)] for p in range(policies)]
-    return sampler.sample(stack, Request(prompts, attempts, seeds, SamplingConfig(max_tokens=new)))
+    return sampler.sample(stack, Request(prompts, attempts, seeds, SamplingConfig(max_tokens=new, stop=stop)))
 
 
 def bench_decode(name: str, toy: bool, ceiling: tuple[float, float], with_generate: bool) -> list[Row]:
@@ -173,71 +183,6 @@ def bench_adapters(toy: bool) -> list[Row]:
     return found
 
 
-def bench_train(name: str, toy: bool, ceiling: tuple[float, float]) -> list[Row]:
-    """One RLOO update of 16 policies: prompts with 32 completions each (3b: 8), of full length and of mixed lengths.
-
-    tokens_per_second counts the prompt for every completion, as a trainer that computes it anew does; mfu the FLOPs of
-    what is computed, mfu_per_attempt those of what such a trainer computes.
-    """
-    policies, prompts, attempts, length, new = {"135m": (16, 2, 32, 100, 160), "0.5b": (16, 1, 32, 100, 160),
-                                                "3b": (16, 1, 8, 100, 260)}[name]  # fmt: skip
-    if toy:
-        policies, prompts, attempts, length, new = 4, 2, 2, 12, 8
-    rows = policies * prompts * attempts
-    backbone = backbone_of("toy" if toy else name)
-    stack = random_stack(backbone, policies)
-    optimizer = StackOptimizer(stack, OptimizerConfig(kl=0.0))
-    generator = torch.Generator().manual_seed(1)
-    given = prompts_of(backbone, 1, rows // attempts, length)[0]
-    advantage_B, tokens_B_T = torch.randn(rows, generator=generator), torch.randint(5, 400, (rows, new))
-    found = []
-    for lengths in ("full", "mixed"):
-        length_B = torch.randint(new // 8, new + 1, (rows,)) if lengths == "mixed" else torch.full((rows,), new)
-        zeros, no = torch.zeros(rows, new), torch.zeros(rows, dtype=torch.bool)
-        rollouts = Rollouts(
-            tuple(tuple(given[i // attempts]) for i in range(rows)), tokens_B_T, length_B, zeros, no, no
-        )
-
-        def work(rollouts: Rollouts = rollouts) -> None:
-            update(backbone, optimizer, rollouts, advantage_B, 1e-6, SamplingConfig(max_tokens=new))
-
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        seconds = timed(work, 1, 3)
-        peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-        kernels = profiled(work) if lengths == "full" else []
-        once, each = (
-            train_flops(backbone.model.config, policies, length, attempts, length_B, s) for s in (True, False)
-        )
-        tokens = int(length_B.sum()) + rows * length
-        found.append(
-            {
-                "section": f"train-{name}",
-                "what": f"{policies} adapters, {rows} rows, {attempts} a prompt, {length} + {new} tokens, {lengths}",
-                "tokens_per_second": tokens / seconds,
-                "mfu": once / seconds / ceiling[1],
-                "mfu_per_attempt": each / seconds / ceiling[1],
-                "seconds": seconds,
-                "peak_gib": peak,
-                **({"kernels": kernels} if kernels else {}),
-            }
-        )
-    return found
-
-
-def train_flops(
-    config: LlamaConfig, policies: int, length: int, attempts: int, length_B: torch.Tensor, shared: bool
-) -> float:
-    """Forward pass and gradients of the activations; a prompt once for its attempts, or for each."""
-    _, per_token = step_bytes_and_flops(config, 1, 0, policies, 16)
-    head, width = 2 * config.vocab_size * config.hidden_size, config.num_attention_heads * config.head_dim
-    new, prompts = length_B.double(), len(length_B) / (attempts if shared else 1)
-    pairs = prompts * length**2 / 2 + (new**2 / 2 + new * length).sum().item()
-    tokens = new.sum().item() + prompts * length
-    linear = 2 * (tokens * (per_token - head) + new.sum().item() * head)
-    return linear + 3 * config.num_hidden_layers * 4 * width * pairs
-
-
 def summary(rows: list[Row]) -> Row:
     """The figures by name; None where the section has not run."""
 
@@ -280,23 +225,44 @@ def bare_env(name: str) -> RolloutEnv:
     return RolloutEnv(backbone, NativeSampler(backbone), bare, Checker())  # type: ignore[arg-type]
 
 
-def bench_tails(toy: bool) -> list[Row]:
+class GivenLengths:
+    """In place of stop strings: rows end at given lengths, and run on until somebody looks, as with stop strings."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def ends(self, tokens_B_T: torch.Tensor, length_B: torch.Tensor, first: int, upto: int) -> list[tuple[int, int]]:
+        asked = enumerate(self.lengths[: len(tokens_B_T)])
+        return [(row, length) for row, length in asked if first < length <= upto and length < tokens_B_T.shape[1]]
+
+
+def bench_tails(toy: bool, lengths_file: Path | None) -> list[Row]:
     """Tokens a second of rows of very different lengths, and of as many full ones.
 
-    A row ends with the same probability at every token, so that a third is cut off at 640, as Qwen2.5-Coder-0.5B's were.
+    Lengths are drawn from the file; without one a row ends with the same probability at every token, so that a third is
+    cut off at 640, as Qwen2.5-Coder-0.5B's were.
     """
     rows, length, new = (64, 12, 24) if toy else (2048, 100, 640)
     policies, attempts = (4, 4) if toy else (16, 32)
     backbone = backbone_of("toy" if toy else "0.5b")
     sampler, stack, found = NativeSampler(backbone), random_stack(backbone, policies), []
-    short = sample(sampler, stack, policies, rows, length, 16, attempts).tokens_B_T
-    fresh = (short[:, 1:] != short[:, :-1]).double().mean().item()  # random models repeat themselves
-    ends = round(backbone.vocabulary * (1 - 0.34 ** (1 / new)) / fresh)
-    for lengths, end_ids in (("full", frozenset((-1,))), ("mixed", frozenset(range(5, 5 + max(1, ends))))):
-        backbone.end_ids = end_ids
+    ends, stop, real = 0, (), engine_rollouts.StopStrings
+    if lengths_file:
+        given = random.Random(0).choices(json.loads(lengths_file.read_text(encoding="utf-8")), k=rows)
+        stop = ("looked for",)
+    else:
+        short = sample(sampler, stack, policies, rows, length, 16, attempts).tokens_B_T
+        fresh = (short[:, 1:] != short[:, :-1]).double().mean().item()  # random models repeat themselves
+        ends = max(1, round(backbone.vocabulary * (1 - 0.34 ** (1 / new)) / fresh))
+    for lengths in ("full", "mixed"):
+        backbone.end_ids = frozenset(range(5, 5 + ends)) if lengths == "mixed" and ends else frozenset((-1,))
         sampler.decoder.release()  # graphs hold the end tokens
+        if lengths_file:
+            asked = GivenLengths(given if lengths == "mixed" else [])
+            engine_rollouts.StopStrings = lambda *_, asked=asked: asked  # type: ignore[assignment,misc]
         drawn: list[Rollouts] = []
-        seconds = timed(lambda d=drawn: d.append(sample(sampler, stack, policies, rows, length, new, attempts)), 1, 1)
+        work = partial(sample, sampler, stack, policies, rows, length, new, attempts, stop)
+        seconds = timed(lambda d=drawn, w=work: d.append(w()), 1, 1)
         length_B = drawn[-1].length_B.double()
         found.append(
             {
@@ -306,8 +272,10 @@ def bench_tails(toy: bool) -> list[Row]:
                 "seconds": seconds,
                 "mean_length": length_B.mean().item(),
                 "cut_off": (~drawn[-1].ended_B).double().mean().item(),
+                **({"lengths": lengths_file.name} if lengths_file else {}),
             }
         )
+    engine_rollouts.StopStrings = real  # type: ignore[misc]
     found[1]["tails_vs_full"] = found[1]["tokens_per_second"] / found[0]["tokens_per_second"]
     return found
 
@@ -381,13 +349,15 @@ def run_sections(
 ) -> None:
     """One section after another; each is printed, and written to the file, when it ends."""
     begun = time.perf_counter()
+    keys = ("commit", "date", "cpu_count", "copy_bytes_per_second", "matmul_flops_per_second")
+    of_call = {key: head[key] for key in keys}
     for name in arguments.only:
         if time.perf_counter() - begun > arguments.seconds:
             print(f"{name}: left out, {arguments.seconds:.0f} s are over", flush=True)
             continue
         print(f"--- {name} at {time.perf_counter() - begun:.0f} s", flush=True)
         try:
-            rows += sections[name]()
+            rows += [{**row, **of_call} for row in sections[name]()]
         except Exception:  # the other sections still have their say; the failure is printed and the table lacks it
             traceback.print_exc()
         gc.collect()
@@ -395,9 +365,9 @@ def run_sections(
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         for row in [row for row in rows if row["section"] == name]:  # printed as they came
-            numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+            numbers = {k: v for k, v in row.items() if isinstance(v, float) and k not in of_call}
             print(
-                f"{row['section']:12s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()),
+                f"{row['section']:13s} {row['what']:62s} " + "  ".join(f"{k} {v:,.4g}" for k, v in numbers.items()),
                 flush=True,
             )
         if arguments.out:
@@ -411,13 +381,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [
         "decode-135m", "train-135m", "train-0.5b", "inner", "trl", "decode-3b", "adapters", "train-3b", "batching",
-        "tails", "screen", "few", "vllm",
+        "tails", "screen", "few", "train-skipped", "vllm",
     ]  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no section begins later than this")
     parser.add_argument("--out", type=Path, help="write the table as JSON; sections of an earlier run there are kept")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--lengths", type=Path, help="of completions, for `tails`: a JSON list of whole numbers")
     arguments = parser.parse_args()
     globals()["PROFILE"] = arguments.profile
     assert set(SHAPES) >= {"135m", "3b", "toy"} and tokenizer_of("toy")
@@ -441,15 +412,16 @@ def main() -> None:
         "decode-135m": lambda: bench_decode("135m", arguments.toy, ceiling, True),
         "decode-3b": lambda: bench_decode("3b", arguments.toy, ceiling, False),
         "adapters": lambda: bench_adapters(arguments.toy),
-        "train-135m": lambda: bench_train("135m", arguments.toy, ceiling),
-        "train-0.5b": lambda: bench_train("0.5b", arguments.toy, ceiling),
-        "train-3b": lambda: bench_train("3b", arguments.toy, ceiling),
+        "train-135m": lambda: bench_train("135m", arguments.toy, ceiling, profiled),
+        "train-0.5b": lambda: bench_train("0.5b", arguments.toy, ceiling, profiled),
+        "train-3b": lambda: bench_train("3b", arguments.toy, ceiling, profiled),
         "inner": lambda: bench_inner(arguments.toy),
         "batching": lambda: bench_batching(arguments.toy),
         "trl": lambda: bench_trl(arguments.toy, rows),
-        "tails": lambda: bench_tails(arguments.toy),
+        "tails": lambda: bench_tails(arguments.toy, arguments.lengths),
         "screen": lambda: bench_screen(arguments.toy),
         "few": lambda: bench_few(arguments.toy, ceiling, profiled),
+        "train-skipped": lambda: bench_skipped(arguments.toy),
         "vllm": lambda: bench_vllm("toy" if arguments.toy else "0.5b"),
     }
     run_sections(arguments, sections, head, rows)
