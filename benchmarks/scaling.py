@@ -22,9 +22,9 @@ from soar.plan.forecast import KL_FACTOR, TABLE
 
 TRAINED_BYTES = 16  # an adapter's weight, gradient and two AdamW moments, float32
 
-COPY = 4.144e12  # bytes a second, measured beside decode-3b
-ROOFLINE = 0.481  # share that decode-3b reached with 16 adapters
-LAYER_SECONDS = 2.5e-3 / 30  # a decoding step's kernels but attention: 2.5 ms in 30 layers (docs/performance.md)
+COPY = 4.234e12  # bytes a second (benchmarks/results/h200-engine.json)
+ROOFLINE = 0.491  # share of it at the 3B shape with 16 adapters: 24.2 ms a step (h200-vllm.json)
+LAYER_SECONDS = 4.6e-3 / 30  # a decoding step without its attention: 7.2 - 2.6 ms in 30 layers (docs/performance.md)
 GPU_BYTES = 141e9
 CHECKS = 41_000 / 16.0  # verifier checks per CPU second: 41,000 in 15.8 to 16.2 (docs/reliability.md)
 RANK = 16
