@@ -15,7 +15,7 @@ from soar.config import ModelConfig, SamplingConfig
 from soar.engine import graphs
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import Backbone
-from soar.engine.rollouts import Request, Rollouts, inverse_cdf
+from soar.engine.rollouts import Request, Rollouts, draw, inverse_cdf
 from soar.engine.sampler import NativeSampler
 from soar.engine.vllm import rollouts_of
 
@@ -271,7 +271,7 @@ def test_first_tokens_follow_the_softmax(temperature, top_p):
 PROBS = torch.tensor([0.1, 0.0, 0.4, 0.2, 0.3])
 
 
-def test_inverse_cdf_and_that_the_nucleus_is_the_smallest_sufficient_set():
+def test_inverse_cdf_and_that_the_nucleus_is_the_smallest_sufficient_set(monkeypatch):
     uniform_B = torch.tensor([0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.6999, 0.7001, 1 - 2**-24])
     for scale in (1.0, 0.999):
         assert inverse_cdf(PROBS.expand(8, 5) * scale, uniform_B).tolist() == [0, 0, 2, 2, 3, 3, 4, 4]
@@ -283,6 +283,10 @@ def test_inverse_cdf_and_that_the_nucleus_is_the_smallest_sufficient_set():
         wanted = torch.zeros(5)
         wanted[kept] = PROBS[kept] / PROBS[kept].sum()
         torch.testing.assert_close(torch.bincount(tokens, minlength=5) / 2001, wanted, rtol=0, atol=2e-3)
+    logits = torch.randn(8, 5).bfloat16()
+    whole = [*draw(logits, None, 0.7, 0.6), *draw(logits, uniform_B, 0.7, 0.6)]
+    monkeypatch.setattr("soar.engine.rollouts.CHUNK", 10)  # in parts of two rows
+    assert all(map(torch.equal, whole, [*draw(logits, None, 0.7, 0.6), *draw(logits, uniform_B, 0.7, 0.6)]))
 
 
 def test_derived_seeds_do_not_change_between_versions():

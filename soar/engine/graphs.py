@@ -63,7 +63,7 @@ class Program:
         if kernels.available(logits_R_V) and sampling.top_p == 1.0:
             token_R, logprob_R, bad_R = kernels.draw(logits_R_V, uniform_R, sampling.temperature)
         else:
-            token_R, logprob_R, bad_R = draw(logits_R_V.float(), uniform_R, sampling.temperature, sampling.top_p)
+            token_R, logprob_R, bad_R = draw(logits_R_V, uniform_R, sampling.temperature, sampling.top_p)
         live_R = ~self.ended_R
         self.tokens_T_R.index_copy_(0, self.step_1, torch.where(live_R, token_R, self.backbone.pad_id)[None])
         self.logprob_T_R.index_copy_(0, self.step_1, torch.where(live_R, logprob_R, 0.0)[None])
@@ -262,9 +262,8 @@ class SlotBatch(Batch):
         rows = self.row_R[inside_R]
         self.tokens_B_T[rows, self.first : upto] = program.tokens_T_R[self.first : upto, inside_R].T
         self.logprob_B_T[rows, self.first : upto] = program.logprob_T_R[self.first : upto, inside_R].T
-        self.length_B[rows] = program.length_R[inside_R]
-        self.ended_B[rows] = program.ended_R[inside_R]
-        self.failed_B[rows] = program.failed_R[inside_R]
+        for name in ("length", "ended", "failed"):
+            getattr(self, f"{name}_B")[rows] = getattr(program, f"{name}_R")[inside_R]
         self.first = upto
 
     def _stop(self, upto: int) -> None:

@@ -16,9 +16,7 @@ from torch.nn import functional
 from soar.engine import kernels
 from soar.engine.attention import Packed, sent
 from soar.engine.policy import AdapterStack, Backbone
-from soar.engine.rollouts import Rollouts
-
-CHUNK = 1 << 27  # logits held at once
+from soar.engine.rollouts import CHUNK, Rollouts
 
 
 class _ChosenLogprob(torch.autograd.Function):

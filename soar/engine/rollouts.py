@@ -15,6 +15,8 @@ from soar import seeds
 from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 
+CHUNK = 1 << 27  # logits held at once
+
 
 @dataclass(frozen=True)
 class Request:
@@ -124,10 +126,15 @@ def join(parts: list[Rollouts]) -> Rollouts:
 def draw(
     logits_B_V: Tensor, uniform_B: Tensor | None, temperature: float, top_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(token_B, logprob_B under the temperature, bad_B) of float32 logits; uniform_B None: the most likely token.
+    """(token_B, logprob_B under the temperature, bad_B) in float32, CHUNK logits at a time; uniform_B None: the likeliest.
 
     bad_B: the row holds NaN or inf; its token means nothing.
     """
+    if len(logits_B_V) > (most := max(1, CHUNK // logits_B_V.shape[1])):
+        uniforms = [None] * len(logits_B_V) if uniform_B is None else uniform_B.split(most)
+        parts = [draw(*pair, temperature, top_p) for pair in zip(logits_B_V.split(most), uniforms, strict=False)]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+    logits_B_V = logits_B_V.float()
     bad_B = ~torch.isfinite(logits_B_V).all(dim=1)
     logits_B_V = torch.where(bad_B[:, None], torch.zeros_like(logits_B_V), logits_B_V)
     if uniform_B is not None:

@@ -120,8 +120,7 @@ class GrowingBatch(Batch):
             logits_b_V, mask_b_S = logits_U_V[prompt_b], mask_U_S[prompt_b]
             for step in range(self.sampling.max_tokens):
                 uniform_b = None if self.uniform_B_T is None else self.uniform_B_T[row_b, step]
-                how = self.sampling.temperature, self.sampling.top_p
-                token_b, logprob_b, bad_b = draw(logits_b_V.float(), uniform_b, *how)
+                token_b, logprob_b, bad_b = draw(logits_b_V, uniform_b, self.sampling.temperature, self.sampling.top_p)
                 live = ~self.ended_B[row_b]
                 rows, token_live = row_b[live], token_b[live]
                 self.tokens_B_T[rows, step] = token_live
