@@ -248,7 +248,7 @@ def test_seconds_by_hand():
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
     unpaid = forecast.Forecast([*rows, forecast.Work("arms", "pq", 0.0, 0.0)], {}, None)
     advice = "raise arms.tokens, or lower teacher.steps"
-    assert f"size of the model is not known; nothing is left to train pq: {advice}" in unpaid.total_line()
+    assert f"size of the model is not known; such lengths leave nothing for pq: {advice}" in unpaid.total_line()
     eight = forecast.table_rates(8.03e9)
     assert (eight.decode, eight.train) == pytest.approx((42_344 * 3.213 / 8.03, 42_453 * 3.213 / 8.03))
     assert "two CPU cores" in forecast.table_rates(168_000).source
@@ -273,7 +273,7 @@ def test_dry_run_prints_everything(tmp_path, capsys):
     out = capsys.readouterr().out
     wanted = ("8 of 8 gold answers", "memory per device", "the size in the model's name")
     assert [text for text in (*wanted, "device-hours") if text not in out] == []
-    assert '"steps":' in out and "question_tokens                 256\n" in out
+    assert '"steps":' in out and "question_tokens                 512\n" in out
 
 
 def test_a_forecast_says_what_a_run_then_spends(tmp_path):

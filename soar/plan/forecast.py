@@ -196,7 +196,7 @@ class Forecast(NamedTuple):
         tokens, hours = sum(work.sampled for work in self.works), self.hours()
         time = "the size of the model is not known" if hours is None else f"{hours:,.2f} device-hours"
         bare = ", ".join(work.name for work in self.works if work.stage == "arms" and not work.rollouts)
-        time += f"; nothing is left to train {bare}: raise arms.tokens, or lower teacher.steps" if bare else ""
+        time += f"; such lengths leave nothing for {bare}: raise arms.tokens, or lower teacher.steps" if bare else ""
         return f"  {sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
 
 
