@@ -215,8 +215,7 @@ def _call(
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
         keys |= flat(dict(given.get("settings") or {}))
-        if recipe is None and not (model is None and problems is None):
-            recipe = "small-1gpu"
+        recipe = recipe or (None if model is None and problems is None else "small-1gpu")
         # JSON is TOML for texts, numbers, truth values and lists of them; "" stands for None.
         overrides = [f"{key}={_json('' if value is None else value)}" for key, value in keys.items()]
         config = load(recipe, overrides, model_named=True)

@@ -436,13 +436,15 @@ def refuse_code(path: Path, config: object) -> None:
 
 
 def load(recipe: str | None = None, overrides: list[str] | None = None, model_named: bool = False) -> Config:
-    """Config from a recipe (None: built-in `tiny`) and `--set` overrides; model_named: one has to say which model. Raises
-    ConfigError naming file or override, key, what was found and what is expected."""
+    """Config from a recipe (None: built-in `tiny`) and `--set` overrides; model_named: they have to say model and problems.
+    Raises ConfigError naming file or override, key, what was found and what is expected."""
     path = find_recipe(recipe or "tiny")
     data = reduce(_merge, map(parse_override, overrides or []), read_toml(path))
     if model_named and isinstance(model := data.get("model", {}), dict) and "path" not in model:
         some = "--set model.path=, with a folder, a GGUF file or a hub id (builtin:tiny: the demo's, of 168,000 parameters)"
         raise ConfigError(f"no --model given: the recipe {path.stem!r} leaves it to you; add --model, or {some}")
+    if model_named and isinstance(problems := data.get("problems", {}), dict) and "source" not in problems:
+        raise ConfigError(f"no --problems given: the recipe {path.stem!r} leaves them to you; add --problems")
     if path.name == "manifest.json":
         refuse_code(path.parent, data)
     return build(data, f"{path} with --set" if overrides else str(path))

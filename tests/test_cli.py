@@ -111,7 +111,7 @@ def test_the_commands_of_the_cluster_files_are_understood(capsys):
     files = [(ROOT / "examples" / "cluster" / name).read_text(encoding="utf-8") for name in ("slurm.sh", "rayjob.yaml")]
     commands = re.findall(r"soar run ([^;]+?)(?: &\n|;)", "\n".join(files).replace("\\\n", " "))
     assert len(commands) == 3
-    values = {'"${again[@]}"': "--model m", "$out": "x", "$address:$port": "10.0.0.1:6379"}
+    values = {'"${again[@]}"': "--model m --problems world:tiny", "$out": "x", "$address:$port": "10.0.0.1:6379"}
     values |= {"$workers": "15", "--resume": ""}
     for command in commands:
         for name, value in values.items():

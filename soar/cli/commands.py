@@ -201,8 +201,7 @@ def check(
       soar check --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --verifier rewards.py:grade
       soar check --problems hard.jsonl --no-model            the problems only; needs no torch
     """
-    overrides = overriding(sets, None, problems__verifier=verifier)
-    config = config_of(recipe, model, problems, overrides, model_named=not no_model)
+    config = config_of(recipe, model, problems, overriding(sets, None, problems__verifier=verifier), not no_model)
     findings = []
     with Progress() as progress:
         progress.now(f"looking at {config.problems.source}")
