@@ -178,8 +178,7 @@ def _row(row: Any) -> dict[str, Any]:
     if isinstance(row, Problem):
         return {**row.extra, "id": row.id, "question": row.question, "answer": row.answer}
     if not isinstance(row, Mapping):
-        wanted = "expected a dict with question and answer, or a soar.Problem"
-        raise ConfigError(f"problems: found a row {row!r:.60}, {wanted}")
+        raise ConfigError(f"problems: found a row {row!r:.60}, expected a dict (question, answer) or a soar.Problem")
     return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
 
 
@@ -189,6 +188,8 @@ def _call(
 ) -> Iterator[tuple[Config, Progress]]:
     """The config of a call. What is in memory is written to files while it is needed, or for good as `beside`.NAME."""
     refuse_in_worker()
+    if unknown := sorted(given.keys() - Options.__annotations__.keys()):
+        raise ConfigError(f"{unknown[0]!r}: expected {', '.join(Options.__annotations__)}; settings takes config keys")
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -205,8 +206,7 @@ def _call(
                 (problems := place("problems.jsonl")).write_text("".join(lines), "utf-8", "backslashreplace")
             if model is not None and not isinstance(model, str | Path):
                 if tokenizer is None or hasattr(model, "peft_config"):
-                    with_adapters = "with adapters: expected merged weights (model.merge_and_unload())"
-                    why = "without tokenizer=" if tokenizer is None else with_adapters
+                    why = "without tokenizer=" if tokenizer is None else "with adapters: give model.merge_and_unload()"
                     raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
                 for part in (model, tokenizer):
                     part.save_pretrained(place("model"))

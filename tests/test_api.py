@@ -59,8 +59,9 @@ def test_settings_are_those_of_the_command_line():
     config = config_of(settings={**mine, **more, "teacher.steps": torch.tensor(3)})
     assert (config.model.template_options, config.model.gguf_file) == ({"enable_thinking": False}, None)
     assert (config.arms.real, config.teacher.steps) == ("e.jsonl", 3)
-    with pytest.raises(ConfigError, match=r"did you mean teacher\.steps"):
-        soar.check(settings={"teacher.stps": 3})
+    for how, says in (({"settings": {"teacher.stps": 3}}, r"did you mean teacher\.steps"), ({"seed": 3}, "'seed'")):
+        with pytest.raises(ConfigError, match=says):
+            soar.check(**how)  # type: ignore[arg-type]
     importlib.import_module("soar.loop.evaluate")
     assert soar.evaluate is api.evaluate
     with pytest.raises(AttributeError, match="public names: Problem, __version__, "):
