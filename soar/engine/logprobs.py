@@ -156,7 +156,7 @@ def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pac
                 here = slice(behind, behind + inner)
                 ids_P_n[p, here], position_P_n[p, here] = tokens_B_T[row, :inner], np.arange(start, start + inner)
                 completions.append((len(prompts), behind, inner))
-                places.append(p * n + np.r_[first + start - 1, behind : behind + inner])
+                places.append(p * n + np.concatenate(([first + start - 1], np.arange(behind, behind + inner))))
                 behind += inner
             order += rows
             prompts.append((p, first, start))
