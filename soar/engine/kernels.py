@@ -114,18 +114,15 @@ if triton is not None:
         tl.store(bad + row, strange > 0)
 
     @triton.jit
-    def _choose(
-        logits, target, chosen, row_stride, words, inverse_temperature, SLOPE: tl.constexpr, BLOCK: tl.constexpr
-    ):  # fmt: skip
+    def _choose(logits, target, chosen, stride, words, inverse_temperature, SLOPE: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.cast(tl.program_id(0), tl.int64)
-        base, wanted = logits + row * row_stride, tl.load(target + row)
+        base, wanted = logits + row * stride, tl.load(target + row)
+        at_target = tl.load(base + wanted).to(tl.float32) * inverse_temperature
         best = float("-inf")
         mass = 0.0
-        at_target = 0.0
         for v0 in range(0, words, BLOCK):
             v = v0 + tl.arange(0, BLOCK)
             x = tl.load(base + v, mask=v < words, other=float("-inf")).to(tl.float32) * inverse_temperature
-            at_target += tl.sum(tl.where(v == wanted, x, 0.0), 0)
             higher = tl.maximum(best, tl.max(x, 0))
             mass = mass * tl.exp(best - higher) + tl.sum(tl.exp(x - higher), 0)
             best = higher
