@@ -46,9 +46,9 @@ def sent(tensor: Tensor, device: Any) -> Tensor:
 class Packed:
     """Attention of packed tokens: a prompt sees itself, a completion its prompt and itself, all of them causally.
 
-    Policy p has columns 0 .. S-1 for its prompts, each once, and S .. n-1 for completions, in the order of their prompts.
-    prompts: (policy, column, length) of each prompt; completions: (number of its prompt, column, length). Policy-major;
-    every policy has a prompt. What stands behind the last of either is padding.
+    Lane p has columns 0 .. S-1 for its prompts, each once, and S .. n-1 for completions, in the order of their prompts.
+    prompts: (lane, column, length) of each prompt; completions: (number of its prompt, column, length). Lane after lane;
+    every lane has a prompt. What stands behind the last of either is padding.
     """
 
     shape: tuple[int, int]
@@ -68,19 +68,18 @@ class Packed:
         queries from place S on and of the keys of prompts, where padding behind completions goes with the last prompt,
         and the rest has no partner.
         """
-        (P, n), S = self.shape, self.split
-        edges, queries, keys = [], [], []
+        (P, n), S, (of_U, column_U, length_U) = self.shape, self.split, self.prompts.T
+        of_R, column_R, length_R = self.completions.T
+        behind_U = np.bincount(of_R, length_R, len(of_U)).astype(int)  # tokens of the completions of each prompt
+        queries, keys = [], []
         for p in range(P):
-            mine = np.flatnonzero(self.prompts[:, 0] == p)
-            theirs = self.completions[np.isin(self.completions[:, 0], mine)]
-            lengths = [int(theirs[theirs[:, 0] == u, 2].sum()) for u in mine]
+            lengths, given = behind_U[of_U == p].tolist(), length_U[of_U == p].tolist()
             lengths[-1] += n - S - sum(lengths)
-            used = int(self.prompts[mine, 2].sum())
             queries += [*lengths, 0, S]
-            keys += [*self.prompts[mine, 2].tolist(), S - used, 0]
-            starts = [*self.prompts[mine, 1], used, S, *theirs[:, 1], *theirs[-1:, 1] + theirs[-1:, 2]]
-            edges += [p * n + int(start) for start in starts]
-        sizes: list[list[int]] = [np.diff(np.unique([*edges, P * n])).tolist(), queries[:-1], keys[:-1]]
+            keys += [*given, S - sum(given), 0]
+        first_U, first_R = of_U * n + column_U, of_U[of_R] * n + column_R
+        edges = np.r_[first_U, first_U + length_U, np.arange(P) * n + S, first_R, first_R + length_R, P * n]
+        sizes: list[list[int]] = [np.diff(np.unique(edges)).tolist(), queries[:-1], keys[:-1]]
         ends = [sent(torch.tensor(np.cumsum([0, *x]), dtype=torch.int32), self.device) for x in sizes]
         most = [max(x) for x in sizes]
         return (ends[0], ends[0], most[0], most[0]), (ends[1], ends[2], most[1], most[2])

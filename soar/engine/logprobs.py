@@ -105,11 +105,11 @@ def _plain_head(backbone: Backbone) -> _Head | None:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows of a micro-batch without padding, on the device: each policy's prompts, every one once, then its completions.
+    """Rows of a micro-batch without padding, on the device: each lane's prompts, every one once, then its completions.
 
-    row_R: their numbers in the rollouts, policy-major. ids_P_n, position_P_n: tokens as they go through the model, without
+    row_R: their numbers in the rollouts, lane after lane. ids_P_n, position_P_n: tokens as they go through the model, without
     the last of a completion, which predicts nothing. view: who sees whom; None with a line for each row in place of one
-    for each policy. mask_R_T: where a row has a token. For the N such tokens, row after row: target_N, and place_N in
+    for each lane. mask_R_T: where a row has a token. For the N such tokens, row after row: target_N, and place_N in
     [P * n], whose output predicts it. sampled_R_T: the sampler's log-probabilities.
     """
 
@@ -124,7 +124,7 @@ class Pack:
 
 
 def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pack:
-    """The named rows of every policy, none of them empty, on the backbone's device."""
+    """The named rows of every lane, none of them empty, on the backbone's device."""
     given, length_B, tokens_B_T = rollouts.prompts, rollouts.length_B.numpy(), rollouts.tokens_B_T.numpy()
     lines: list[dict[tuple[int, ...], list[int]]] = []  # of what goes through the model: prompts, each with its rows
     for rows in rows_P:
@@ -177,14 +177,12 @@ def token_logprobs(backbone: Backbone, stack: AdapterStack | None, packed: Pack,
 
     One forward pass. Gradients flow if enabled.
     """
-    head = _plain_head(backbone)
+    model, head = backbone.model, _plain_head(backbone)
     given: dict[str, Any] = {"input_ids": packed.ids_P_n, "position_ids": packed.position_P_n, "use_cache": False}
     if packed.view is not None:  # a mask of four axes is taken as it is; what counts is the view
         given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=backbone.device)
     with backbone.use(stack, packed.view):
-        out = (
-            backbone.model(**given).logits if head is None else backbone.model.get_decoder()(**given).last_hidden_state
-        )
+        out = model(**given).logits if head is None else model.get_decoder()(**given).last_hidden_state
     # As an embedding: attempts share the place behind their prompt, and its gradient adds theirs in a fixed order.
     out_N_X = functional.embedding(packed.place_N, out.flatten(0, 1))
     if head is None:
