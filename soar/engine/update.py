@@ -71,7 +71,8 @@ def update(
         advantages_B = advantage_B.to(backbone.device)
         optimizer.zero()
         for lane_L, packed in micro_batches(backbone, rollouts, kept_P, limit):  # nothing in here waits for the device
-            logprob_R_T = token_logprobs(backbone, optimizer.live(backbone, lane_L), packed, temperature)
+            live, leaves = optimizer.live(backbone, lane_L)
+            logprob_R_T = token_logprobs(backbone, live, packed, temperature)
             reference_R_T = None
             if config.kl > 0.0:
                 with torch.no_grad():
@@ -79,12 +80,13 @@ def update(
             mask_R_T, row_R = packed.mask_R_T.float(), packed.row_R
             loss_R = policy_loss(logprob_R_T, mask_R_T, advantages_B[row_R], normaliser, reference_R_T, config.kl)
             loss_R.sum().backward()
-            optimizer.collect(lane_L)
+            optimizer.collect(lane_L, leaves)
             with torch.no_grad():
                 sums_3_B[0, row_R] = ((logprob_R_T - packed.sampled_R_T).abs() * mask_R_T).sum(1)
                 if reference_R_T is not None:
                     sums_3_B[1, row_R] = k3(logprob_R_T * mask_R_T, reference_R_T * mask_R_T).sum(1)
                 sums_3_B[2, row_R] = mask_R_T.sum(1)
+            del live, leaves, logprob_R_T, loss_R  # the graph holds the lanes' adapters and gradients
         return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
     gap_P, kl_P, tokens_P = until_it_fits(accumulate, lambda: _shrink(backbone, limit, first))
@@ -140,32 +142,38 @@ def micro_batches(
     """Rows packed batch by batch, some `limit` tokens each, with the policy of each lane of the batch.
 
     Every policy has a lane in each, over which its tokens are spread evenly. A batch is as wide as its fullest lane, and
-    policies learn from more or fewer rows: with `backbone.lanes` every prompt with its rows is one, those of a length
-    together, where this takes fewer places. Of rows that stand apart each counts as much as the longest.
+    a prompt may be in several: with `backbone.lanes` and several policies every prompt with its rows is a lane, beside
+    others of its length, where this takes fewer places. Of rows that stand apart each counts as much as the longest.
     """
     lengths, prompts, apart = rollouts.length_B.tolist(), rollouts.prompts, backbone.apart
+    number = {prompt: i for i, prompt in enumerate(sorted({*prompts}))}
+    prompt_B = [number[prompt] for prompt in prompts]
     longest = max((len(prompts[row]) + lengths[row] for kept in kept_P for row in kept), default=0)
-    lanes: list[tuple[int, tuple[int, list[int]]]] = []  # tokens, policy and rows
-    starts_P, totals = [], []
-    for p, kept in enumerate(kept_P):
-        starts, total = [], 0
-        for prompt, group in groupby(sorted(kept, key=lambda row: prompts[row]), lambda row: prompts[row]):
-            rows, before = list(group), total
-            for row in rows:
-                starts.append((row, total))
-                total += longest if apart else lengths[row] + (len(prompt) if total == before else 0)
-            parts = min(len(rows), -(-(total - before) // limit))
-            lanes += [((total - before) // parts, (p, rows[i::parts])) for i in range(parts)]
-        starts_P.append(starts)
-        totals.append(max(1, total))
+
+    def size(rows: list[int]) -> int:
+        once = {prompt_B[row]: len(prompts[row]) for row in rows}
+        return len(rows) * longest if apart else sum(once.values()) + sum(lengths[row] for row in rows)
+
+    totals = [max(1, size(kept)) for kept in kept_P]
     count = -(-max(totals) * len(kept_P) // limit) if longest else 0
     batches = [[(p, list[int]()) for p in range(len(kept_P))] for _ in range(count)]
-    for p, (starts, total) in enumerate(zip(starts_P, totals, strict=True)):
-        for row, start in starts:
-            batches[start * count // total][p][1].append(row)
-    if backbone.lanes and (places := max(lanes)[0] * len(lanes) if lanes else 0) < max(totals) * len(kept_P):
-        lanes, count, most = sorted(lanes), -(-places // limit), len(lanes)
-        batches = [[lane for _, lane in lanes[i * most // count : (i + 1) * most // count]] for i in range(count)]
+    lanes, alike = list[tuple[int, list[int]]](), list[list[tuple[int, list[int]]]]()
+    for p, (kept, total) in enumerate(zip(kept_P, totals, strict=True)):
+        start = 0
+        for _, group in groupby(sorted(kept, key=prompt_B.__getitem__), prompt_B.__getitem__):
+            rows = list(group)
+            for row in rows:
+                batches[start * count // total][p][1].append(row)
+                start += longest if apart else lengths[row] + (len(prompts[row]) if row == rows[0] else 0)
+            parts = min(len(rows), -(-size(rows) // limit))
+            lanes += [(p, rows[i::parts]) for i in range(parts)]
+    lanes.sort(key=lambda lane: -size(lane[1]))
+    while backbone.lanes and len(kept_P) > 1 and lanes:
+        fit = max(1, limit // size(lanes[0][1]))  # as many as have room beside the longest of them
+        alike.append(lanes[:fit])
+        lanes = lanes[fit:]
+    if alike:
+        batches = min(batches, alike, key=lambda some: sum(len(x) * max(size(rows) for _, rows in x) for x in some))
     for batch in batches:
         if any(rows for _, rows in batch):
             yield [p for p, _ in batch], pack(backbone, rollouts, [rows for _, rows in batch])
@@ -190,7 +198,6 @@ class StackOptimizer:
         self._blocks = [part.view(-1, *of) for part, of in zip(self._flat.split(sizes), shapes, strict=True)]
         self._order = np.argsort([i for members in self._members for i in members])  # of the names, in the blocks
         self._gradients = [gradient for block in self._blocks for gradient in block]
-        self._lanes = list[Tensor]()  # the adapters of a pass, by shape
 
     def zero(self) -> None:
         """Zero gradients, and not None: AdamW counts the step, whether or not a neighbour in the stack has a gradient."""
@@ -198,26 +205,25 @@ class StackOptimizer:
             self.stack.tensors[name].grad = self._gradients[i]
         self._flat.zero_()
 
-    def live(self, backbone: Backbone, lane_L: list[int]) -> AdapterStack:
-        """What a pass goes through: the stack, or with `backbone.lanes` each lane's adapters, in the compute type."""
+    def live(self, backbone: Backbone, lane_L: list[int]) -> tuple[AdapterStack, list[Tensor]]:
+        """What a pass goes through: the stack, or each lane's adapters in the compute type and, by shape, their leaves."""
         if not backbone.lanes:
-            return self.stack
+            return self.stack, []
         lanes, tensors = sent(torch.tensor(lane_L), backbone.device), [self.stack.tensors[name] for name in self.names]
         with torch.no_grad():
-            blocks = [torch.stack([tensors[i] for i in members]) for members in self._members]
-            self._lanes = [block.index_select(1, lanes).to(backbone.dtype).requires_grad_() for block in blocks]
-        flat = [tensor for block in self._lanes for tensor in block.unbind()]
+            blocks = (torch.stack([tensors[i] for i in members]) for members in self._members)
+            leaves = [block.index_select(1, lanes).to(backbone.dtype).requires_grad_() for block in blocks]
+        flat = [tensor for leaf in leaves for tensor in leaf.unbind()]
         of_name = {name: flat[i] for name, i in zip(self.names, self._order, strict=True)}
-        return AdapterStack(self.stack.kind, of_name, self.stack.scale)
+        return AdapterStack(self.stack.kind, of_name, self.stack.scale), leaves
 
     @torch.no_grad()
-    def collect(self, lane_L: list[int]) -> None:
+    def collect(self, lane_L: list[int], leaves: list[Tensor]) -> None:
         """Add the gradients of a pass's lanes to those of their policies, lane after lane: in an order that is fixed."""
-        for total, gradient in zip(self._blocks, (block.grad for block in self._lanes), strict=False):
+        for total, leaf in zip(self._blocks, leaves, strict=False):
             for lane, p in enumerate(lane_L):
-                if gradient is not None:
-                    total[:, p] += gradient[:, lane]
-        self._lanes = []
+                if leaf.grad is not None:
+                    total[:, p] += leaf.grad[:, lane]
 
     @torch.no_grad()
     def step(self, lr: float) -> tuple[Tensor, Tensor]:
