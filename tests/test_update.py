@@ -155,12 +155,10 @@ def test_a_gpu_has_room_for_the_widest_layer(monkeypatch):
 def test_rows_without_advantage_are_skipped():
     """Whatever they hold: the step is the same bit for bit, and equals the plain one that includes them (above)."""
     garbage = rollouts()
-    skipped = (ADVANTAGE == 0).nonzero()[:, 0]
-    garbage.tokens_B_T[skipped] = 5
+    garbage.tokens_B_T[ADVANTAGE == 0] = 5
     first, second = gradient_after(0, 0.0), gradient_after(0, 0.0, given=garbage)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    backbone = backbone_of()
-    stack = random_stack(backbone, POLICIES)
+    backbone, stack = backbone_of(), random_stack(backbone_of(), POLICIES)
     assert step(backbone, StackOptimizer(stack, PLAIN)).trained_rows == 8
     with_kl = StackOptimizer(stack, PLAIN.model_copy(update={"kl": 0.1}))
     assert step(backbone, with_kl).trained_rows == 12

@@ -128,15 +128,17 @@ def test_flash_attention_of_packed_rows_is_the_padded_one(policies):
 
 
 @pytest.mark.parametrize("recomputing", [False, True])
-def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing):
-    """What is computed again in autograd's own thread goes through the same adapters."""
-    rollouts, advantage_B, found = random_rollouts(12), torch.linspace(-1, 1, 12), []
+@pytest.mark.parametrize(("taught", "kl"), [(slice(None), 0.01), ([1, 3, 5, 7], 0.0)])
+def test_update_on_the_gpu_is_the_update_on_the_cpu(recomputing, taught, kl):
+    """What is computed again in autograd's own thread goes through the same adapters. Of few rows each is a lane."""
+    rollouts, advantage_B, found = random_rollouts(12), torch.zeros(12), []
+    advantage_B[taught] = torch.linspace(-1, 1, 12)[taught]
     for device in ("cpu", "cuda"):
         backbone = backbone_on(device)
         assert device == "cpu" or not recomputing or backbone.recompute()
         assert any(layer.behind for layer in backbone.layers.values()) == (device == "cuda"), "joined on a GPU alone"
         stack = random_stack(backbone_on("cpu"), 2).to(device)
-        optimizer, sampling = StackOptimizer(stack, OptimizerConfig()), SamplingConfig(max_tokens=9)
+        optimizer, sampling = StackOptimizer(stack, OptimizerConfig(kl=kl)), SamplingConfig(max_tokens=9)
         stats = update(backbone, optimizer, rollouts, advantage_B, 1e-2, sampling)
         found.append((stats.gradient_norm_P, {k: t.detach().cpu() for k, t in stack.tensors.items()}))
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-3)
