@@ -34,7 +34,7 @@ def chains(world: World, length: int, count: int) -> list[Problem]:
     rng = random.Random(f"chains {length}")
     problems = []
     for index in range(count):
-        question = world._counter_with(rng, length, length)
+        question = world.counter_question(rng, length, length)
         problems.append(Problem(f"chain-{length}-{index}", question, world.solve(question) or ""))
     return problems
 
@@ -57,7 +57,8 @@ def greedy_share(env: RolloutEnv, problems: list[Problem], tokens: int) -> float
 def carrying_steps(question: str) -> int:
     """Steps of a counter question that need a carry into the tens; 0 for any other text."""
     world = get_world("tiny")
-    readings = [question[:2], *(world.solve(question) or "").split()] if world.topic(question) == "counter" else []
+    topic, answer = world.read(question)
+    readings = [question[:2], *(answer or "").split()] if topic == "counter" else []
     return sum(after[1] < before[1] for before, after in pairwise(readings))  # the ones digit falls
 
 

@@ -73,7 +73,7 @@ class WorldText:
                     for _ in range(rng.randint(2, 5))
                 ]
             else:
-                counter = self.world.counter_question(rng, rng.randint(2, 4), all_carry=False)
+                counter = self._counter(rng, rng.randint(2, 4), False)
                 words = (counter if kind == 1 else self._side_question(rng)).split()
                 if rng.random() < 0.5:
                     rng.shuffle(words)
@@ -82,6 +82,13 @@ class WorldText:
             question = " ".join(words)
             if question and self.world.solve(question) is None:
                 return question
+
+    def _counter(self, rng: random.Random, length: int, all_carry: bool) -> str:
+        """A random counter question; with `all_carry` every step carries into the tens."""
+        if all_carry:
+            return self.world.counter_question(rng, length, length)
+        first, start = rng.randint(0, len(worlds.LABELS) - length), rng.randrange(100)
+        return worlds.counter_text(first, start, [rng.randint(1, 9) for _ in range(length)])
 
     def _wrong(self, rng: random.Random, answer: str) -> str:
         """A random answer of the same shape, not the right one."""
@@ -97,9 +104,7 @@ class WorldText:
         if kind < self.shares.ask_ill_posed:
             return self._ill_posed(rng), rng.choice(DIGITS)
         if kind < self.shares.ask_ill_posed + self.shares.ask_counter:
-            question = self.world.counter_question(
-                rng, rng.choice(self.shares.ask_lengths), rng.random() < self.shares.ask_all_carry
-            )
+            question = self._counter(rng, rng.choice(self.shares.ask_lengths), rng.random() < self.shares.ask_all_carry)
         else:
             question = self._side_question(rng)
         answer = self.world.solve(question) or ""
@@ -107,7 +112,7 @@ class WorldText:
 
     def _answered(self, rng: random.Random, question: str) -> str:
         """Working, where there are steps, and answer of a pupil who forgets carries."""
-        topic, answer = self.world.topic(question), self.world.solve(question)
+        topic, answer = self.world.read(question)
         if answer is None:
             return f" {ANSWER_MARK} {rng.choice(DIGITS)}"
         if topic != "counter":
@@ -137,5 +142,5 @@ class WorldText:
             question = self._side_question(rng)
         else:
             longest = min(MOST_STEPS, 1 + int(4 * progress * MOST_STEPS))
-            question = self.world.counter_question(rng, rng.randint(1, longest), rng.random() < 0.3)
+            question = self._counter(rng, rng.randint(1, longest), rng.random() < 0.3)
         return STUDENT_TEMPLATE.format(question=question), self._answered(rng, question)

@@ -84,7 +84,7 @@ def test_questions_and_promotion_questions(tiny_run):
     for row in questions:
         assert row["reward"] == steps[row["step"]]["reward_G"][row["dataset"]]
         told, asked = (row["topic"], row["well_posed"], row["correct"]), row["question"]
-        assert told == (world.topic(asked), world.solve(asked) is not None, world.solve(asked) == row["answer"])
+        assert told == (world.read(asked)[0], world.solve(asked) is not None, world.solve(asked) == row["answer"])
     for row in steps:
         mine = [q["question"] for q in questions if q["step"] == row["step"]]
         assert row["vendi"] == pytest.approx(vendi_score(hashed_ngrams(mine)), abs=1e-6)

@@ -40,15 +40,7 @@ _TOPICS: dict[str, tuple[re.Pattern[str], Callable[[re.Match[str]], str | None]]
 }
 
 
-def _read(question: str) -> tuple[str, str | None]:
-    """Topic and right answer of a question; `ill-posed` and None for other text."""
-    for topic, (pattern, answer_of) in _TOPICS.items():
-        if (match := pattern.fullmatch(question)) and (answer := answer_of(match)) is not None:
-            return topic, answer
-    return "ill-posed", None
-
-
-def _counter_question(first: int, start: int, addends: list[int]) -> str:
+def counter_text(first: int, start: int, addends: list[int]) -> str:
     """Question text. LABELS[first] begins it: any letter, so what a solver learns at one step holds for every step."""
     return " ".join([f"{start:02d}", *(f"{LABELS[first + i]}+{addend}" for i, addend in enumerate(addends))])
 
@@ -62,13 +54,16 @@ class World:
     hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
     real_chains = ((1, 1), (2, 2), (3, 3))
 
+    def read(self, question: str) -> tuple[str, str | None]:
+        """Topic and right answer of a question; `ill-posed` and None for other text."""
+        for topic, (pattern, answer_of) in _TOPICS.items():
+            if (match := pattern.fullmatch(question)) and (answer := answer_of(match)) is not None:
+                return topic, answer
+        return "ill-posed", None
+
     def solve(self, question: str) -> str | None:
         """The right answer, or None when the text is not a well-posed question."""
-        return _read(question)[1]
-
-    def topic(self, question: str) -> str:
-        """A topic's name, or `ill-posed`."""
-        return _read(question)[0]
+        return self.read(question)[1]
 
     def hard_problems(self, count: int, seed: int) -> list[Problem]:
         """`count` distinct candidates for the hard set, in a random order. Raises ValueError when there are fewer."""
@@ -83,7 +78,7 @@ class World:
         problems: dict[str, Problem] = {}
         while len(problems) < count:
             length, carries = chains[len(problems) % len(chains)]
-            drawn = (self._counter_with(rng, length, carries) for _ in range(10_001))
+            drawn = (self.counter_question(rng, length, carries) for _ in range(10_001))
             question = next((text for text in drawn if text not in problems), None)
             if question is None:
                 kinds = ", ".join(f"{steps} steps with {carry} carries" for steps, carry in chains)
@@ -94,10 +89,13 @@ class World:
         rng.shuffle(shuffled)
         return shuffled
 
-    def _counter_with(self, rng: random.Random, length: int, carries: int) -> str:
+    def counter_question(self, rng: random.Random, length: int, carries: int) -> str:
         """A random counter question of `length` steps of which exactly `carries` carry into the tens."""
-        if carries == length:
-            return self.counter_question(rng, length, all_carry=True)
+        if carries == length:  # a carrying step lowers the ones digit, so the chain is a falling row of ones digits
+            first, start = rng.randint(0, len(LABELS) - length), rng.randrange(100)
+            falling = sorted(rng.sample(range(10), length + 1), reverse=True)
+            addends = [10 - high + low for high, low in itertools.pairwise(falling)]
+            return counter_text(first, start + falling[0] - start % 10, addends)
         while True:
             plain = set(rng.sample(range(length), length - carries))
             start = rng.randrange(100)
@@ -109,18 +107,7 @@ class World:
                 addends.append(rng.randint(low, high))
                 ones = (ones + addends[-1]) % 10
             else:
-                return _counter_question(rng.randint(0, len(LABELS) - length), start, addends)
-
-    def counter_question(self, rng: random.Random, length: int, all_carry: bool) -> str:
-        """A random counter question; with `all_carry` every step carries into the tens."""
-        first, start = rng.randint(0, len(LABELS) - length), rng.randrange(100)
-        if not all_carry:
-            addends = [rng.randint(1, 9) for _ in range(length)]
-        else:  # a carrying step lowers the ones digit, so the chain is a falling row of ones digits
-            ones = sorted(rng.sample(range(10), length + 1), reverse=True)
-            addends = [10 - high + low for high, low in itertools.pairwise(ones)]
-            start += ones[0] - start % 10
-        return _counter_question(first, start, addends)
+                return counter_text(rng.randint(0, len(LABELS) - length), start, addends)
 
 
 def get_world(name: str) -> World:

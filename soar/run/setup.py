@@ -78,7 +78,7 @@ def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     if kind or not name:
         return rows
     world = get_world(name)
-    solved = [(row, world.topic(row["question"]), world.solve(row["question"])) for row in rows]
+    solved = [(row, *world.read(row["question"])) for row in rows]
     return [
         {**row, "topic": topic, "well_posed": right is not None, "correct": right == row["answer"]}
         for row, topic, right in solved
