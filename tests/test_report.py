@@ -252,7 +252,7 @@ def test_every_chart_is_what_the_events_say(folder):
     outer = report.loop_section(run)
     reward, rates, quality, vendi = outer["charts"]
     assert list(reward.series[0].y) == [event["reward_mean"] for event in run.steps]
-    error = runs.standard_error(run.steps[0]["reward_G"])
+    error = report.standard_error(run.steps[0]["reward_G"])
     assert reward.series[0].high[0] - reward.series[0].y[0] == pytest.approx(error) != 0
     assert reward.marks == [event["step"] for event in run.steps if event["promoted"]]
     assert list(rates.series[1].y) == [event["best_pass_rate"] for event in run.steps]

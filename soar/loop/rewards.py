@@ -6,8 +6,6 @@ which nothing can be learned. Students are promoted by their measured improvemen
 penalty, mixtures of rewards.
 """
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +19,7 @@ from soar.backends.base import score
 from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Rollouts
+from soar.loop.evaluate import mean, standard_error
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
 
@@ -31,8 +30,7 @@ def grounded(gains_G: list[list[float]]) -> tuple[list[float | None], list[float
     gains_G: pass rates of its students minus the baseline's, without failed trials. None where there is no gain, and for the
     error where there are fewer than two.
     """
-    errors = [statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else None for gains in gains_G]
-    return [statistics.fmean(gains) if gains else None for gains in gains_G], errors
+    return list(map(mean, gains_G)), list(map(standard_error, gains_G))
 
 
 def learnability(success: float) -> float:

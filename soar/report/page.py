@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from soar.files import Row, asset, clipped, visible, write_atomic
-from soar.loop.evaluate import told_apart
+from soar.loop.evaluate import mean, standard_error, told_apart
 from soar.report import text as wording
-from soar.report.runs import Arm, Run, count, mapping, mean, number, numbers, read_arm, read_run, standard_error
+from soar.report.runs import Arm, Run, count, mapping, number, numbers, read_arm, read_run
 from soar.report.text import TEMPLATES
 from soar.types import VERSION
 
@@ -166,8 +166,7 @@ class Shown:
 
 def label_of(text: str) -> str:
     """A name on one line, not too long, and never one that matplotlib would leave out of a legend."""
-    line = " ".join(visible(text).split())
-    line = line if len(line) <= 48 else f"{line[:47]}\u2026"
+    line = wording.one_line(visible(text), 48)
     return f"\u200a{line}" if line.startswith("_") else line
 
 

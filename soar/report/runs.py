@@ -5,9 +5,7 @@ A reader never fails on what it finds: a missing file, half a last line or a val
 """
 
 import fcntl
-import math
 import os
-import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -138,16 +136,6 @@ def count(value: object) -> int | None:
 def mapping(value: object) -> Row:
     """`value` as a JSON object, an empty one for anything else."""
     return value if isinstance(value, dict) else {}
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean; None of nothing."""
-    return statistics.fmean(values) if values else None
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean, sample standard deviation over sqrt(n); None of fewer than two values."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def read_arm(name: str, row: Row) -> Arm:
