@@ -450,11 +450,6 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
     return build(data, f"{path} with --set" if overrides else str(path))
 
 
-def override(config: Config, overrides: list[str]) -> Config:
-    """The config with `--set` overrides on top. Raises ConfigError."""
-    return build(reduce(_merge, map(parse_override, overrides), config.resolved()), "--set")
-
-
 def build(data: dict[str, Any], where: str = "config") -> Config:
     """Validate a plain dict into a Config; a key not in it has the default of its place in a whole Config
     (`teacher.optimizer`, `student.optimizer`), not that of its section's class. Raises ConfigError."""

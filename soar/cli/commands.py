@@ -19,7 +19,7 @@ from rich.console import Console
 from typer import Argument, BadParameter, Context, Option
 
 from soar.cli.grade import grade_file
-from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load, override
+from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load
 from soar.files import check_place, scrub, storage_errors, visible, write_atomic, write_json
 from soar.plan.forecast import announce, can_work, check_all, check_data, forecast, memory_lines, summary
 from soar.problems.domain import domain_of, load_domain
@@ -131,7 +131,8 @@ def run(
     limits = {"limits__max_hours": max_hours, "limits__max_tokens": max_tokens}
     overrides = overriding(sets, workers, problems__verifier=verifier, promotion__review=review, **limits)
     if resume and not (recipe or model or problems):
-        config = override(folders.recorded_config(out or Path("runs/demo")), overrides)
+        folders.recorded_config(begun := out or Path("runs/demo"))  # of this version and without a hidden secret
+        config = load(str(begun), overrides)
     else:
         recipe = recipe or (None if model or problems else "demo")
         config = config_of(recipe, model, problems, overrides)
