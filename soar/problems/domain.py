@@ -69,6 +69,13 @@ class Domain:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """What a run's manifest records of the code that grades: the fingerprint of an own domain, a function's file."""
+        if self.own:
+            return {"domain": hashlib.sha256(self.fingerprint().encode()).hexdigest()}
+        return {"verifier": self.source_sha256} if self.source_sha256 else {}
+
+    @property
     def label(self) -> str:
         """What evidence and messages call its verifier."""
         return f"domain {self.name}" if self.own else self.verifier

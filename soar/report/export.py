@@ -161,6 +161,10 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
             damage = [f"{name} was changed after the run (hashes.json knows another sha256)"]
         if damage:
             raise ExportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
+    recorded = mapping(run.manifest.get("hashes"))
+    if form != "jsonl" and any(recorded.get(key, sha256) != sha256 for key, sha256 in domain.hashes.items()):
+        why = "was changed since it graded the run (its manifest.json knows another sha256)"
+        raise ExportError(f"{run_dir}: {domain.label} {why}; restore it, or take --format jsonl, without a reward")
     rows = collect(run, source, with_hard)
     files = files_of(form, domain, rows, mapping(run.config.get("problems")))
     counts = f"{len(rows):,} {SOURCES[source]}{', hard training problems among them' * with_hard}"

@@ -5,7 +5,6 @@ id, n) alone, so the attempts of a problem that is never solved are the same wit
 heard in the middle of a wave; the calls that were done are kept.
 """
 
-import hashlib
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -266,9 +265,7 @@ def find_hard(
     hashes = {"problems": loaded.digest, **({"dataset_revision": r} if (r := loaded.report.revision) else {})}
     # dtype before the model's hash: it tells why that one changed
     hashes |= {"dtype": evidence["dtype"], "model": evidence["model_sha256"], "prompts": evidence["prompt"]}
-    hashes |= {"domain": hashlib.sha256(evidence["domain"].encode()).hexdigest()} if domain.own else {}
-    hashes |= {"verifier": sha} if (sha := evidence.get("verifier_sha256")) else {}
-    folder.note_hashes(**hashes)
+    folder.note_hashes(**hashes, **domain.hashes)
     for line in loaded.report.lines():
         progress.say(line)
     problems, left_out = usable(env, config, loaded.problems, progress.say)
