@@ -128,10 +128,10 @@ def pack(backbone: Backbone, rollouts: Rollouts, rows_P: list[list[int]]) -> Pac
     given, length_B, tokens_B_T = rollouts.prompts, rollouts.length_B.numpy(), rollouts.tokens_B_T.numpy()
     lines: list[dict[tuple[int, ...], list[int]]] = []  # of what goes through the model: prompts, each with its rows
     for rows in rows_P:
-        if backbone.apart:  # each row in a line of its own, short policies filled up with lines that nobody reads
+        if backbone.apart:  # each row in a line of its own, short lanes filled up with lines that nobody reads
             lines += [{given[row]: [row]} for row in rows] + [{}] * (max(map(len, rows_P)) - len(rows))
             continue
-        lines.append({} if rows else {(backbone.pad_id,): []})  # every policy has a prompt
+        lines.append({} if rows else {(backbone.pad_id,): []})  # every lane has a prompt
         for row in rows:
             lines[-1].setdefault(given[row], []).append(row)
     split = max(sum(map(len, line)) for line in lines)

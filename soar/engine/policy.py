@@ -58,7 +58,7 @@ class AdapterStack:
 
     def select(self, policies: list[int]) -> "AdapterStack":
         """Detached copy of the named slices, in that order; a slice may be named more than once."""
-        return AdapterStack(self.kind, {n: t.detach()[policies].clone() for n, t in self.tensors.items()}, self.scale)
+        return AdapterStack(self.kind, {n: t.detach()[policies] for n, t in self.tensors.items()}, self.scale)
 
     def to(self, device: torch.device | str) -> "AdapterStack":
         """The same stack on a device: itself when it is there already."""

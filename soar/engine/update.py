@@ -70,7 +70,7 @@ def update(
         sums_3_B = torch.zeros(3, rollouts.rows, device=backbone.device)
         advantages_B = advantage_B.to(backbone.device)
         optimizer.zero()
-        for lane_L, packed in micro_batches(backbone, rollouts, kept_P, limit):  # nothing in here waits for the device
+        for lane_L, packed in micro_batches(backbone, rollouts, kept_P, limit):  # only backward waits for the device
             live, leaves = optimizer.live(backbone, lane_L)
             logprob_R_T = token_logprobs(backbone, live, packed, temperature)
             reference_R_T = None
