@@ -124,9 +124,10 @@ def test_a_reward_function_goes_along(boxed, tmp_path, monkeypatch):
     Path("mine.py").write_text(f"def grade(data_source, solution_str, ground_truth, extra_info):\n    {body}\n")
     manifest, half = json.loads((boxed / "manifest.json").read_text()), boxed / "hard" / "train.jsonl"
     manifest["config"]["problems"] = {"format": "tags", "verifier": "mine.py:grade", "success_at": 0.5}
-    write_json(boxed / "manifest.json", manifest)
     write_jsonl(half, [{**row, "data_source": "x", "level": i} for i, row in enumerate(read_jsonl(half))])
-    for form in ("trl", "verl"):
+    for form, paid in (("trl", "binary"), ("verl", "paper")):  # its scores as they are, and only right or not
+        manifest["config"]["student"]["reward"] = paid
+        write_json(boxed / "manifest.json", manifest)
         words = ["export", str(boxed), "--trust-run", "--with-hard", "--format", form, "--out", str(tmp_path / form)]
         assert main(words) == 0
     monkeypatch.chdir(boxed)
@@ -135,7 +136,7 @@ def test_a_reward_function_goes_along(boxed, tmp_path, monkeypatch):
     rows, reward = read_jsonl(tmp_path / "trl" / "train.jsonl"), module_at(tmp_path / "trl" / "reward.py")
     columns = {key: [row.get(key) for row in rows] for key in rows[-1]}
     assert {*columns["data_source"]} == {"x"} and columns["level"][-1] == len(read_jsonl(half)) - 1
-    assert reward.accuracy(columns["answer"], **columns) == [1.0] * len(rows)
+    assert reward.accuracy(columns["answer"], **columns) == [0.5] * len(rows)
     row = pq.read_table(tmp_path / "verl" / "train.parquet").to_pylist()[0]
     reward = module_at(tmp_path / "verl" / "reward.py")
     scores = [reward.compute_score(row["data_source"], text, "7", row["extra_info"]) for text in ("it is 7", "it is 8")]

@@ -104,23 +104,25 @@ def _parquet(rows: list[Row]) -> bytes:
     return sink.getvalue()
 
 
-def reward_files(domain: Domain, keys: Row) -> dict[str, bytes]:
-    """`reward.py`, by JSON text, which is valid Python, and the user's file that it needs. keys: the config's problems."""
+def reward_files(domain: Domain, config: Row) -> dict[str, bytes]:
+    """`reward.py`, which pays as the config's students are paid, and the user's file that it needs."""
     named, own = domain.reference or domain.verifier, dict[str, bytes]()
     if (file := Path(named.rpartition(":")[0])).suffix == ".py":
         if not file.is_file():
             raise ExportError(f"the run's verifier {file} is not here ({Path.cwd()}); export from where it was begun")
         named, own = f"verifier.py:{named.rpartition(':')[2]}", {"verifier.py": file.read_bytes()}
-    return {"reward.py": f"{fill('export/reward.py.in', domain=domain, named=named, keys=keys)}\n".encode(), **own}
+    keys, graded = mapping(config.get("problems")), mapping(config.get("student")).get("reward") == "binary"
+    text = fill("export/reward.py.in", domain=domain, named=named, keys=keys, graded=graded)
+    return {"reward.py": f"{text}\n".encode(), **own}
 
 
-def files_of(form: str, domain: Domain, rows: list[Row], keys: Row) -> dict[str, bytes]:
-    """Files of an export by path, the data first. form: trl, verl or jsonl (a dataset folder). keys: as of `reward_files`."""
+def files_of(form: str, domain: Domain, rows: list[Row], config: Row) -> dict[str, bytes]:
+    """Files of an export by path, the data first. form: trl, verl or jsonl (a dataset folder)."""
     if form == "verl":
         data = _parquet([_verl_row(domain, i, row) for i, row in enumerate(rows)])
-        return {"train.parquet": data, **reward_files(domain, keys)}
+        return {"train.parquet": data, **reward_files(domain, config)}
     lines = b"".join(json_bytes(_trl_row(domain, row) if form == "trl" else row) for row in rows)
-    return {"train.jsonl": lines, **reward_files(domain, keys)} if form == "trl" else {"questions.jsonl": lines}
+    return {"train.jsonl": lines, **reward_files(domain, config)} if form == "trl" else {"questions.jsonl": lines}
 
 
 def card(file: str, /, **values: Any) -> bytes:
@@ -166,7 +168,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         why = "was changed since it graded the run (its manifest.json knows another sha256)"
         raise ExportError(f"{run_dir}: {domain.label} {why}; restore it, or take --format jsonl, without a reward")
     rows = collect(run, source, with_hard)
-    files = files_of(form, domain, rows, mapping(run.config.get("problems")))
+    files = files_of(form, domain, rows, run.config)
     counts = f"{len(rows):,} {SOURCES[source]}{', hard training problems among them' * with_hard}"
     shown = [{key: row[key] for key in ("question", "answer")} for row in rows[:3]]
     about = {"form": form, "data_file": next(iter(files)), "counts": counts, "rows": shown}

@@ -137,14 +137,14 @@ class FileLoop(OuterLoop):
 
     def _emit(self, place: Path, sets: dict[str, list[Problem]], jobs: dict[str, Any]) -> None:
         """The folder of a step; jobs.json comes last."""
-        domain, model, keys = self.env.verifier.domain, self.config.model, dict(self.config.problems)
+        domain, model, config = self.env.verifier.domain, self.config.model, self.config.resolved()
         forms = ("trl", "verl") if importlib.util.find_spec("pyarrow") else ("trl",)
         about = {"step": self.state.step, "dataset": None, "reward": None}
         shared = json.loads(json.dumps(finite(source_columns(self.env.shared)), default=str))  # parquet has dates too
         for name, problems in {**sets, "measure": self.draw_reward_questions()}.items():
             kind = {"kind": "hard" if name == "measure" else "accepted"}
             rows = [{**shared, "question": p.question, "answer": p.answer, **kind, **about} for p in problems]
-            for file, content in (item for form in forms for item in files_of(form, domain, rows, keys).items()):
+            for file, content in (item for form in forms for item in files_of(form, domain, rows, config).items()):
                 write_atomic(place / file if file.endswith(".py") else place / name / file, content)
         save_adapter(self.env.backbone, self.state.baseline, place / "start")
         (place / "results").mkdir(parents=True, exist_ok=True)
