@@ -27,6 +27,7 @@ TrainedArm = Literal[
 ]  # fmt: skip
 # Trained on the hard problems alone.
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
+WRITTEN_BY_TEACHER = {"base_t", "teacher_t", "variants"}  # arms whose questions a model writes first
 TOO_EASY = 0.9  # share of the votes for one answer above which a question has nothing to teach
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
 ORACLE_ARMS = {"pq_sample", "pq_well_posed", "pq_correct"}
@@ -343,6 +344,11 @@ class Config(Section):
     def arm_prompts(self) -> int:
         """Prompts of one RLOO step of an arm."""
         return self.arms.prompts_per_step or self.student.prompts_per_step
+
+    @property
+    def teacher_writes(self) -> bool:
+        """Whether a teacher is asked for anything, in the outer loop or for an arm."""
+        return bool(self.teacher.steps or WRITTEN_BY_TEACHER & {*self.arms.run})
 
     def arm_steps(self, arm: str, spent: float) -> int:
         """RLOO steps of an arm: arms.pq_steps but for Hard-Only, else arms.steps, else those that take as many student

@@ -102,7 +102,7 @@ class OuterLoop:
     kept: list[list[Row]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.prompt = teacher_prompt(self.env, self.config)
+        self.prompt = teacher_prompt(self.env, self.config) if self.config.teacher_writes else []
         if self.config.reward.mode in DENSE:
             answer_marks(self.env.fmt)  # refused before anything is spent
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from soar import seeds
-from soar.config import HARD_ARMS, Config, TrainedArm
+from soar.config import HARD_ARMS, WRITTEN_BY_TEACHER, Config, TrainedArm
 from soar.domains.candidates import HIDDEN, candidates
 from soar.files import Row, asset, clipped, scrub, visible
 from soar.loop.parallel import texts_at_once
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TRAIN, MEASURE = "students train", "students measured"
-WRITTEN_BY_TEACHER = ("base_t", "teacher_t", "variants")
 TEXTS_PER_PAIR, TEACHER_PROMPT, PROMPT = 1.5, 250, 150  # texts for an accepted pair; tokens of prompts
 PAIRS_PER_VOTED = 2.0  # pairs that are voted on for one that is kept
 KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one backward, base weights frozen
@@ -370,7 +369,7 @@ def check_model(
             say(f"asking the model {min(ASKED, len(problems))} problems, {ATTEMPTS} times each")
             name = "student"
             yield student_finding(env, config, problems)
-            if config.teacher.steps or {*WRITTEN_BY_TEACHER} & {*config.arms.run}:
+            if config.teacher_writes:
                 say(f"asking the teacher for {samples} problems")
                 name = "teacher"
                 yield teacher_finding(env, config, samples)
