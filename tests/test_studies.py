@@ -42,7 +42,7 @@ class Copies:
     def __init__(self, run: Path, fails: tuple[str, ...] = ()) -> None:
         self.run, self.fails, self.ran = run, fails, list[str]()
 
-    def __call__(self, cell: Cell, threads: int) -> str | None:
+    def __call__(self, stop: StopRequest, trusted: bool, cell: Cell, threads: int) -> str | None:
         self.ran.append(cell.name)
         if cell.name in self.fails:
             return "exit code 1: no luck\x1b"
@@ -55,12 +55,14 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A toy study of 2 variants x 2 seeds, one cell of which failed at first and was done by a resume."""
     folder = tmp_path_factory.mktemp("study")
     study, run_cell = toy(folder), Copies(tiny_run, fails=("learnability-seed1",))
-    first = run_study(study, folder / "out", list(TINY), say=lambda line: None, run_cell=run_cell)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_room, "run_in_process", run_cell)
+        first = run_study(study, folder / "out", list(TINY))
+        run_cell.fails = ()
+        results = run_study(study, folder / "out", list(TINY), resume=True)
     states = {(c["variant"], c["seed"]): (c["state"], c["reason"]) for c in first["cells"]}
     assert states.pop(("learnability", 1)) == ("failed", "exit code 1: no luck\x1b")
     assert set(states.values()) == {("finished", None)}
-    run_cell.fails = ()
-    results = run_study(study, folder / "out", list(TINY), resume=True, say=lambda line: None, run_cell=run_cell)
     once = ["grounded-seed0", "grounded-seed1", "learnability-seed0", "learnability-seed1"]
     assert run_cell.ran == [*once, "learnability-seed1"], "finished cells stay, the failed one is done again"
     assert json.loads((folder / "out" / "study.json").read_text()) == json.loads(json.dumps(results))
@@ -180,10 +182,11 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
     folder, _, run = finished
     out, extra = folder / "out", list(TINY)
     nothing = Copies(run, fails=("grounded-seed2", "learnability-seed2"))
+    monkeypatch.setattr(study_room, "run_in_process", nothing)
 
     def refused(out: Path, message: str, text: str = TOY, *more: str, resume: bool = True) -> None:
         with pytest.raises(StudyError, match=message):
-            run_study(toy(tmp_path, text), out, [*extra, *more], resume=resume, run_cell=nothing)
+            run_study(toy(tmp_path, text), out, [*extra, *more], resume=resume)
 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
@@ -204,7 +207,7 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
     written = list[str]()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", SimpleNamespace(write=written.append))
-        results = run_study(more, out, extra, resume=True, run_cell=nothing)
+        results = run_study(more, out, extra, resume=True)
     said = [text.removesuffix("\n") for text in written if text]
     assert len(said) == 4 and all(map(str.isprintable, said)), "a line is one write, which no other thread can split"
     assert nothing.ran == ["grounded-seed2", "learnability-seed2"]

@@ -97,22 +97,14 @@ class RolloutEnv:
             self.tokens += int(rollouts.length_B.sum())
         return rollouts
 
-    def sample(
-        self,
-        stack: AdapterStack | None,
-        problems_P_Q: list[list[Problem]],
-        attempts: int,
-        seed_P: list[int],
-        sampling: SamplingConfig,
-        threads: int = 1,
-        first: int = 0,
-    ) -> tuple[Rollouts, list[str]]:
-        """N attempts of policy p at problems_P_Q[p] (equally many problems each), and their texts.
+    def request(
+        self, problems_P_Q: list[list[Problem]], attempts: int, seed_P: list[int], sampling: SamplingConfig, first: int
+    ) -> Request:
+        """N attempts of policy p at problems_P_Q[p] (equally many problems each). first: n of the first attempt.
 
         A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens do
-        not depend on the other problems. threads: share out the problems of a single policy. first: n of the first attempt.
+        not depend on the other problems.
         """
-        P, Q = len(problems_P_Q), len(problems_P_Q[0])
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
         seed_P_Q: list[list[int]] = []
         for seed, problems in zip(seed_P, problems_P_Q, strict=True):
@@ -121,7 +113,11 @@ class RolloutEnv:
             for problem in problems:
                 seed_P_Q[-1].append(seeds.skip(seeds.derive(seed, problem.id, before[problem.id]), first))
                 before[problem.id] += 1
-        request = Request(prompts_P_Q, attempts, seed_P_Q, sampling)
+        return Request(prompts_P_Q, attempts, seed_P_Q, sampling)
+
+    def sample(self, stack: AdapterStack | None, request: Request, threads: int = 1) -> tuple[Rollouts, list[str]]:
+        """What is drawn, and its texts. threads: share out the problems of a single policy."""
+        P, Q = len(request.prompts_P_Q), len(request.prompts_P_Q[0])
 
         def draw(part: slice) -> Rollouts:  # every prompt has its own seed, so the draws are the same in any parts
             return self.draw(stack, request.select(part))
@@ -133,7 +129,7 @@ class RolloutEnv:
         else:
             rollouts = draw(slice(None))
         texts = rollouts.texts(self.backbone)
-        if opens_thinking(self.backbone.tokenizer, prompts_P_Q[0][0]):
+        if opens_thinking(self.backbone.tokenizer, request.prompts_P_Q[0][0]):
             texts = [f"<think>{text}" for text in texts]  # so that an unfinished block is seen, which holds no answer
         return rollouts, texts
 
@@ -147,8 +143,8 @@ class RolloutEnv:
         threads: int = 1,
         first: int = 0,
     ) -> RolloutBatch:
-        """What `sample` gives, verified and rewarded."""
-        rollouts, texts = self.sample(stack, problems_P_Q, attempts, seed_P, sampling, threads, first)
+        """What `sample` gives for a `request`, verified and rewarded."""
+        rollouts, texts = self.sample(stack, self.request(problems_P_Q, attempts, seed_P, sampling, first), threads)
         asked = [problem for problems in problems_P_Q for problem in problems for _ in range(attempts)]
         with self._lock:
             columns = columns_of(asked, self.shared)

@@ -170,7 +170,7 @@ def vote(
     fresh = {o.question: o for o in outcomes if votes and isinstance(o, Problem) and o.question not in labels}
     if asked := list(fresh.values()):
         place, sampling = seeds.derive(seed, "votes"), config.student.sampling
-        _, texts = env.sample(None, [asked], votes, [place], sampling, env.threads)
+        _, texts = env.sample(None, env.request([asked], votes, [place], sampling, 0), env.threads)
         answers = env.verifier.read_answers(texts)
         given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
         chosen_Q = [max(given, key=given.__getitem__, default="") for given in given_Q]

@@ -23,7 +23,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -107,10 +107,6 @@ class Cell(NamedTuple):
         return f"{self.variant}-seed{self.seed}"
 
 
-RunCell = Callable[[Cell, int], str | None]
-"""(cell, threads; 0: its own choice) -> None when it finished, else why not."""
-
-
 def read_study(name: str, seeds: Sequence[int] | None = None) -> Study:
     """A built-in study or that of a TOML file, with other seeds where some are given. Raises ConfigError naming file, key,
     what was found and what is expected."""
@@ -157,7 +153,7 @@ def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tupl
 
 
 def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -> str | None:
-    """`soar run` of one cell in its own process; its output goes to `<cell>.log` beside its folder."""
+    """`soar run` of one cell in its own process (threads 0: its own choice), said in `<cell>.log`; None, or why it failed."""
     command = [sys.executable, "-P", "-m", "soar.cli", *(["--trust-run"] if trusted else []), "run", cell.recipe]
     command += ["--out", str(cell.folder), "--quiet"]
     for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
@@ -182,15 +178,13 @@ def run_study(
     resume: bool = False,
     jobs: int = 1,
     run: bool = True,
-    say: Callable[[str], None] = lambda line: print(f"{line}\n", end=""),
-    run_cell: RunCell | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Run what is left of a study in the folder `out`, `jobs` cells at a time; returns the content of study.json.
 
-    extra: `--set` overrides of every cell. run: False only collects what the cells hold now. run_cell: by default
-    `run_in_process`. Raises StudyError for a folder that holds another study or, without `resume`, any; ConfigError for a
-    cell that is not valid, before anything runs; Stopped when `stop` says so, once the cells at work have ended.
+    extra: `--set` overrides of every cell. run: False only collects what the cells hold now. Raises StudyError for
+    a folder that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything
+    runs; Stopped when `stop` says so, once the cells at work have ended.
     """
     every = cells(study, out, extra)
     if out.exists() and not out.is_dir():
@@ -199,14 +193,14 @@ def run_study(
     recipe = {"extra": list(extra), "recipe_sha256": sha256_of(find_recipe(study.recipe))}
     _claim(study.model_dump(mode="json") | recipe, out, resume)
     failures, stop = dict[str, str](), stop or StopRequest()
-    run_cell = run_cell or partial(run_in_process, stop, TRUSTED.get())
+    run_cell = partial(run_in_process, stop, TRUSTED.get())
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
 
     def job(cell: Cell) -> str | None:
         stop.check()
-        say(f"{cell.name}: begins")
+        print(f"{cell.name}: begins\n", end="")  # one write a line, which no other thread can split
         why = run_cell(cell, 0 if cell.config.threads else threads)
-        say(visible(f"{cell.name}: {why or 'finished'}"))
+        print(visible(f"{cell.name}: {why or 'finished'}\n"), end="")
         return why
 
     for follows in (False, True) if run else ():
