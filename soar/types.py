@@ -15,7 +15,9 @@ Axis legend. A name ends in its axes, outermost first (`reward_G`, `solved_G_R_H
 Everything here is plain data without torch, so that reports and checks load fast.
 """
 
+import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -173,6 +175,16 @@ def columns_of(problems: Sequence[Problem], shared: Mapping[str, Any] = {}) -> d
     names = sorted({*shared, *(name for problem in problems for name in problem.extra)})
     columns = {name: [problem.extra.get(name, shared.get(name)) for problem in problems] for name in names}
     return {**columns, "question": [problem.question for problem in problems]}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean; None of nothing."""
+    return statistics.fmean(values) if values else None
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean, sample standard deviation over sqrt(n); None of fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def no_tick(tokens: int = 0) -> None:

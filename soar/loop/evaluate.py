@@ -29,16 +29,6 @@ BLOCK = 8  # problems of a piece of work; the counts do not depend on it
 FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many random ones
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """Arithmetic mean; None of nothing."""
-    return statistics.fmean(values) if values else None
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean, sample standard deviation over sqrt(n); None of fewer than two values."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """1 - C(n - c, k) / C(n, k) for c correct of n samples: unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 

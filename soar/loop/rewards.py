@@ -19,9 +19,9 @@ from soar.backends.base import score
 from soar.config import Config, ConfigError
 from soar.engine.policy import AdapterStack
 from soar.engine.rollouts import Rollouts
-from soar.loop.evaluate import mean, standard_error
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
+from soar.types import mean, standard_error
 
 
 def grounded(gains_G: list[list[float]]) -> tuple[list[float | None], list[float | None]]:

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from soar.files import Row, asset, clipped, visible, write_atomic
-from soar.loop.evaluate import mean, standard_error, told_apart
+from soar.loop.evaluate import told_apart
 from soar.report import text as wording
 from soar.report.runs import Arm, Run, count, mapping, number, numbers, read_arm, read_run
 from soar.report.text import TEMPLATES
-from soar.types import VERSION
+from soar.types import VERSION, mean, standard_error
 
 MAX_QUESTIONS = 600  # of each of the two files
 MAX_STEPS_SHOWN = 500

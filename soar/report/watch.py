@@ -20,11 +20,10 @@ from rich.live import Live
 from rich.text import Text
 
 from soar.files import Row, clipped, visible
-from soar.loop.evaluate import standard_error
 from soar.report import page as pages
 from soar.report import text as wording
 from soar.report.runs import Run, numbers, read_run
-from soar.types import UserError
+from soar.types import UserError, standard_error
 
 FRESH_SECONDS = 10  # between two pages of a run at work
 HEADERS = {

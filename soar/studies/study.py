@@ -35,12 +35,12 @@ from pydantic import Field, model_validator
 from soar import seeds
 from soar.config import RECIPES, TRUSTED, Config, ConfigError, Section, difference, find_recipe, load, read_toml
 from soar.files import Row, asset, digest, read_object, sha256_of, visible, write_atomic, write_json
-from soar.loop.evaluate import clopper_pearson, holm, mean, over_seeds, paired_over_seeds, pass_at_k
+from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report import text as wording
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, numbers, read_run
 from soar.run.interrupts import StopRequest
-from soar.types import UserError
+from soar.types import UserError, mean
 
 STUDIES = RECIPES / "studies"
 DEFINITION = "definition.json"
