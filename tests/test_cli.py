@@ -1,6 +1,7 @@
 """The command line: exit codes, messages instead of tracebacks, what is imported for what, what arguments and recipes become,
 the page of all config keys; `soar student` and `soar eval` agree with a run."""
 
+import builtins
 import json
 import re
 import runpy
@@ -43,22 +44,9 @@ def test_help_names_every_command(monkeypatch, capsys):
     assert commands == dict(cases("cli", "panel"))
 
 
-MEND = "make room, permit it or name another place"
-INTERRUPTED = "soar: interrupted; continue with --resume (where nothing was saved yet, with the same command)\n"
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (KeyboardInterrupt(), 130, INTERRUPTED),
-        (MemoryError(), 1, "soar: out of memory; free memory, then continue with --resume\n"),
-        (OSError(28, "No space left on device", "x"), 1, f"soar: x: No space left on device; {MEND}\n"),
-        (OSError(2, "No such file", "from", None, "to"), 1, f"soar: to: No such file; {MEND}\n"),
-        (UserError("https://a:b@hub \x1b[2J\n  two"), 1, "soar: https://[hidden]@hub \u27e8U+001B\u27e9[2J\n  two\n"),
-        (BrokenPipeError("a worker is gone"), None, ""),
-    ],
-)
-def test_errors_of_a_run(tmp_path, monkeypatch, capsys, error, code, message):
+@pytest.mark.parametrize(("kind", "given", "code", "message"), cases("cli", "error"))
+def test_errors_of_a_run(tmp_path, monkeypatch, capsys, kind, given, code, message):
+    error = (UserError if kind == "UserError" else vars(builtins)[kind])(*given)
     monkeypatch.setattr("soar.run.pipeline.execute", Mock(side_effect=error))
     arguments = ["run", "--quiet", "--out", str(tmp_path / "run")]
     if code is None:  # an error nobody foresaw keeps its traceback
