@@ -7,6 +7,7 @@ verifier or a teacher reward can be a function. What they return prints, and plo
 
 import ast
 import builtins
+import filecmp
 import inspect
 import json
 import math
@@ -120,11 +121,28 @@ class Trained(Shown):
         return float(self.summary["arms"][arm]["pass_at"][str(k)])
 
 
-def verifier_name(verifier: Verifier, folder: Path) -> str:
+def keep(path: Path, content: bytes | tuple[Any, Any], run: Path | None) -> Path:
+    """Write a file, or a folder of model and tokenizer. Raises ConfigError where a run is there that began with another."""
+    begun = run is not None and path.exists() and (run / "manifest.json").is_file()
+    with tempfile.TemporaryDirectory() as scratch:
+        new = Path(scratch) / path.name if begun else path
+        new.parent.mkdir(parents=True, exist_ok=True)
+        for part in () if isinstance(content, bytes) else content:
+            part.save_pretrained(new)
+        if isinstance(content, bytes):
+            new.write_bytes(content)
+        files = [file for file in (new, *new.rglob("*")) if file.is_file() and not file.name.endswith("config.json")]
+        names = [str(file.relative_to(new.parent)) for file in files]  # configs name the version that wrote them
+        if begun and any(filecmp.cmpfiles(scratch, path.parent, names, shallow=False)[1:]):
+            raise ConfigError(f"{run} holds a run that began with another {path}; give that one, or another `out`")
+    return path
+
+
+def verifier_name(verifier: Verifier, folder: Path, run: Path | None = None) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
-    A function typed in a notebook is written into `folder`, with what it uses of the notebook. Raises ConfigError for one
-    that has no name there (a lambda, a method) or cannot be written down.
+    A function typed in a notebook is kept in `folder`, with what it uses of the notebook. Raises ConfigError for one that has
+    no name there (a lambda, a method) or cannot be written down.
     """
     if isinstance(verifier, str):
         return verifier
@@ -144,8 +162,8 @@ def verifier_name(verifier: Verifier, folder: Path) -> str:
                 f"verifier = {name}: it uses what cannot be written into a file for the worker processes ({error}); define "
                 "that within the function, or put it into a file of your own, and name it as 'file.py:function'"
             ) from error
-        file = folder / f"{name}_verifier.py"
-        file.write_text("\n\n".join(["from __future__ import annotations", *lines.values(), ""]), encoding="utf-8")
+        text = "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
+        file = keep(folder / f"{name}_verifier.py", text.encode(), run)
     return f"{file.resolve()}:{name}"
 
 
@@ -192,26 +210,19 @@ def _call(
         raise ConfigError(f"{unknown[0]!r}: expected {', '.join(Options.__annotations__)}; settings takes config keys")
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
     with tempfile.TemporaryDirectory() as scratch:
-
-        def place(name: str) -> Path:
-            path = Path(scratch) / name if beside is None else beside.with_name(f"{beside.name}.{name}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path
-
+        place = beside or Path(scratch) / "call"
         with storage_errors(beside or Path(scratch), "Choose another `out`, or permit writing there"):
             if problems is not None and not isinstance(problems, str | Path):
                 frame: Any = problems
                 rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
-                lines = [f"{_json(_row(row))}\n" for row in rows]
-                (problems := place("problems.jsonl")).write_text("".join(lines), "utf-8", "backslashreplace")
+                text = "".join(f"{_json(_row(row))}\n" for row in rows).encode("utf-8", "backslashreplace")
+                problems = keep(place.with_name(f"{place.name}.problems.jsonl"), text, beside)
             if model is not None and not isinstance(model, str | Path):
                 if tokenizer is None or hasattr(model, "peft_config"):
                     why = "without tokenizer=" if tokenizer is None else "with adapters: give model.merge_and_unload()"
                     raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
-                for part in (model, tokenizer):
-                    part.save_pretrained(place("model"))
-                model = place("model")
-            verifier = None if verifier is None else verifier_name(verifier, place("problems.jsonl").parent)
+                model = keep(place.with_name(f"{place.name}.model"), (model, tokenizer), beside)
+            verifier = None if verifier is None else verifier_name(verifier, place.parent, beside)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
         keys |= flat(dict(given.get("settings") or {}))

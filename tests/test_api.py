@@ -24,7 +24,8 @@ import torch
 from helpers import ROOT, tiny_model, tiny_tokenizer
 from loop_helpers import TINY, easy_problems, events, read_jsonl, sets, tiny_config
 from safetensors.torch import load_file, save_file
-from tables import cases
+from tables import cases, write_json
+from test_record import content
 
 import soar
 from soar import api
@@ -146,6 +147,10 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
     assert name == f"{tmp_path / 'mine_verifier.py'}:mine"
     with VerifierPool(name, workers=1) as pool:
         assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
+    write_json(tmp_path / "run" / "manifest.json", {})
+    (tmp_path / "mine_verifier.py").write_text("of the run")
+    with pytest.raises(ConfigError, match=r"began with another .*mine_verifier\.py"):
+        config_of(verifier=scope["mine"], beside=tmp_path / "run")
     for function in ("other", "third"):
         with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
             api.verifier_name(scope[function], tmp_path)
@@ -168,6 +173,13 @@ def test_problems_and_models_of_any_kind(tmp_path):
     backbone = load_backbone(config.model)
     assert torch.equal(backbone.model.lm_head.weight, model.lm_head.weight)
     assert backbone.tokenizer.encode("a b") == tokenizer.encode("a b")
+    write_json(tmp_path / "run" / "manifest.json", {})  # from here on a run needs what lies beside it
+    before, more = content(tmp_path), {"tokenizer": tokenizer, "recipe": "tiny"}
+    for mine, given in ((tiny_model(seed=1), problems), (model, problems[:1])):
+        with pytest.raises(ConfigError, match=r"run holds a run that began with another .*run\.[mp].*; give that one"):
+            config_of(mine, given, tmp_path / "run", **more)
+    config_of(model, problems, tmp_path / "run", **more)
+    assert content(tmp_path) == before
     with pytest.raises(ConfigError, match="a loaded LlamaForCausalLM without tokenizer="):
         soar.check(model, [])
 
