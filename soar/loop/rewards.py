@@ -33,11 +33,6 @@ def grounded(gains_G: list[list[float]]) -> tuple[list[float | None], list[float
     return list(map(mean, gains_G)), list(map(standard_error, gains_G))
 
 
-def learnability(success: float) -> float:
-    """Intrinsic-T: 0 if the student never solves the question, else 1 - success rate (Absolute Zero's proposer)."""
-    return 0.0 if success == 0 else 1.0 - success
-
-
 def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets:
     """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset.
 
@@ -58,12 +53,13 @@ def intrinsic(
 ) -> tuple[list[float | None], list[float | None], RolloutBatch]:
     """(reward of all G * Q questions, reward_G: means per dataset, the attempts that were measured): learnability.
 
-    It costs intrinsic.attempts of the baseline student at every question. None where nothing could be measured.
+    Intrinsic-T: 0 if the baseline student never solves the question in intrinsic.attempts, else 1 - success rate (Absolute
+    Zero's proposer). None where nothing could be measured.
     """
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
     attempts, seed = config.intrinsic.attempts, seeds.derive(config.seed, "intrinsic", step)
     batch = env.rollout(baseline, [questions], attempts, [seed], config.student.sampling, threads=env.threads)
-    reward_Q = [None if rate is None else learnability(rate) for rate in success_rates(batch)]
+    reward_Q = [rate and 1.0 - rate for rate in success_rates(batch)]
     n = len(question_sets.problems_G_Q[0])
     reward_G_Q = [[r for r in reward_Q[first : first + n] if r is not None] for first in range(0, len(reward_Q), n)]
     return reward_Q, [sum(rewards) / len(rewards) if rewards else None for rewards in reward_G_Q], batch

@@ -1,16 +1,4 @@
-"""A study: variants of one recipe x seeds, as one TOML file. Each pair is a cell, an ordinary run folder.
-
-    name = "finding2"
-    question = "..."                      what the study answers, shown on its page
-    recipe = "tiny"                       a built-in recipe, or a file beside the study
-    seeds = [0, 1, 2]
-    set = ["teacher.steps=20"]            overrides of every cell; {seed} in one stands for the cell's seed
-    compare = [["grounded:ps", "learnability:ps"]]
-    primary = ["grounded:ps", "learnability:ps", 1]
-    [variants.grounded]
-    set = []
-    [variants.learnability]
-    set = ["teacher.reward=learnability"]
+"""A study: variants of one recipe x seeds, as one TOML file (`Study`). Each pair is a cell, an ordinary run folder.
 
 A result is named `variant:arm`. Without `compare`, every arm is compared with Hard-Only of its variant, or of the first one.
 `primary` is the one comparison (and its k) whose p-value stands unadjusted; it cannot change once the study has begun.
@@ -62,18 +50,18 @@ class StudyError(UserError):
 
 
 class Study(Section):
-    """The file of the module text, validated."""
+    """The file of a study; recipes/studies has some, docs/quickstart.md a short one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    question: str = ""
-    recipe: str = "tiny"
+    question: str = ""  # what the study answers, shown on its page
+    recipe: str = "tiny"  # a built-in one, or a file beside the study
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
-    set: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()  # overrides of every cell; {seed} in one stands for the cell's seed
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 32), min_length=1)
-    compare: tuple[tuple[str, str], ...] = ()
-    primary: tuple[str, str, int] | None = None
+    compare: tuple[tuple[str, str], ...] = ()  # ["grounded:ps", "learnability:ps"]
+    primary: tuple[str, str, int] | None = None  # ["grounded:ps", "learnability:ps", 1]
     bootstrap: int = Field(4000, ge=100)
-    variants: dict[str, dict[Literal["set"], tuple[str, ...]]] = Field(min_length=1)
+    variants: dict[str, dict[Literal["set"], tuple[str, ...]]] = Field(min_length=1)  # name -> overrides of its own
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
