@@ -4,6 +4,7 @@
 student. SOAR with a teacher that is never trained is no arm but `teacher.reward = "none"`.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from soar import seeds
-from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError
+from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError, resolve_path
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
 from soar.engine.rollouts import Request
-from soar.files import Row, asset, read_jsonl
+from soar.files import Row, asset, read_jsonl, read_object
 from soar.loop.parallel import Tick
 from soar.loop.population import train_chunk
 from soar.loop.rewards import success_rates
@@ -255,13 +256,24 @@ def training_half(place: str) -> list[Problem]:
     return next((read_hard(path)[0] for path in paths if path.is_file()), [])
 
 
-def read_teacher(backbone: Backbone, place: Path) -> AdapterStack:
-    """The teacher in a run folder or in an adapter folder. Raises ConfigError."""
+def read_adapter(backbone: Backbone, folder: Path, say: Callable[[str], None]) -> AdapterStack:
+    """`load_adapter`; told to say where the adapter was trained on a base model of another name."""
+    stack, ours = load_adapter(backbone, folder), backbone.config.path
+    theirs = str(read_object(folder / "adapter_config.json")[0].get("base_model_name_or_path") or ours)
+    if ours != theirs and resolve_path(ours) not in (theirs, os.path.abspath(theirs)):
+        say(
+            f"warning: {folder} was trained on {theirs}, but is used on {ours}; unless they are one model it says nothing"
+        )
+    return stack
+
+
+def read_teacher(backbone: Backbone, place: Path, say: Callable[[str], None]) -> AdapterStack:
+    """The teacher in a run folder or in an adapter folder, as by `read_adapter`. Raises ConfigError."""
     folders = [folder for folder in (place, place / "teacher") if (folder / "adapter_config.json").is_file()]
     try:
         if not folders:
             raise ConfigError("neither it nor its folder teacher/ holds an adapter (adapter_config.json)")
-        return load_adapter(backbone, folders[0])
+        return read_adapter(backbone, folders[0], say)
     except ConfigError as error:
         advice = "give a finished run folder or an adapter folder"
         raise ConfigError(f"arms.teacher_from = {str(place)!r}: {error}; {advice}") from error

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from soar import seeds
 from soar.config import Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
-from soar.engine.policy import AdapterStack, concat, load_adapter
+from soar.engine.policy import AdapterStack, concat
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
 from soar.loop import arms
 from soar.loop.evaluate import count_correct, results_of, summarize
@@ -342,7 +342,7 @@ class Run:
             rows = arms.read_pq(Path(config.pq_from))
             self.folder.note_hashes(pq_from=digest([[row["question"], row["answer"]] for row in rows]))
         if config.teacher_from:
-            teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from))
+            teacher = arms.read_teacher(self.env.backbone, Path(config.teacher_from), self.progress.insist)
             self.folder.note_hashes(teacher_from=teacher.digest())
         pq = [
             Problem(f"pq-{i}", row["question"], row["answer"], agreement=number(row.get("agreement")))
@@ -441,7 +441,7 @@ def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> tu
     check_cluster(config)
     with open_env(config) as env:
         stacks = {"base": env.backbone.new_stack(0)}
-        stacks |= {name: load_adapter(env.backbone, folder) for name, folder in adapters.items()}
+        stacks |= {n: arms.read_adapter(env.backbone, folder, progress.insist) for n, folder in adapters.items()}
         if bad := [n for n, s in stacks.items() if not all(t.isfinite().all() for t in s.tensors.values())]:
             raise ConfigError(f"the adapter {bad[0]} holds NaN or infinity, so its attempts say nothing; leave it out")
         problems, left_out = arms.usable(env, config, loaded.problems, progress.say)
