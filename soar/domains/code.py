@@ -1,14 +1,7 @@
-"""The domain `code`: a student writes a Python function or program, and is right when it passes all tests.
+"""The domain `code` (docs/code.md): a student writes a Python function or program, and is right when it passes all tests.
 
-The teacher writes one Python code block: a function with a docstring (the task), a body (its own solution), and asserts (the
-tests). Its solution must pass them, they must not contradict each other, and no trivial program may pass them. Programs run
-in the sandbox and nowhere else.
-
-The tests are read and never run. Asserts are taken apart into a call of the function and the value that is expected
-(`assert f(2) == 4`); one of another form is refused by name. Input and output: `Input:` and `Output:` blocks, or JSON
-`{"inputs": [...], "outputs": [...]}`. Calls and inputs go into the sandbox, expected values stay here, so that no program can
-see them, patch the comparison, or pass by ending early. Values are literals; equality is Python's, with 1e-6 of difference
-where a float is expected."""
+Tests are read and never run. Calls and inputs go into the sandbox, where programs run and nowhere else; expected values stay
+here, so that no program can see them, patch the comparison, or pass by ending early."""
 
 import ast
 import json
