@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import easy_problems, tiny_config
 from scipy.stats import f_oneway
+from tables import cases
 
 from soar.config import EvaluateConfig
 from soar.loop import evaluate
@@ -162,21 +163,8 @@ def kinds(*arguments: Any, **named: Any) -> list[str]:
     return [row["kind"] for row in alarms.step_alarms(*arguments, **named)]
 
 
-GAP = alarms.LOGPROB_GAP
-CONDITIONS = {
-    "teacher collapse": ({"distinct_share": alarms.DISTINCT_SHARE - 0.01}, {"distinct_share": alarms.DISTINCT_SHARE}),
-    "truncation": ({"clipped": 0.51}, {"clipped": 0.5}),
-    "not judged": ({"lost": 0.51}, {"lost": 0.5}),
-    "teacher truncation": ({"rejected": {"truncated": 11}}, {"rejected": {"truncated": 10}}),
-    "log-prob gap of the teacher": ({"teacher_logprob_gap": GAP * 1.01}, {"teacher_logprob_gap": GAP}),
-    "log-prob gap of the students": ({"student_gap": GAP * 1.01}, {"student_gap": GAP}),
-    "teacher diversity": ({"vendi": alarms.DIVERSITY_SHARE * 12.0 - 0.1}, {"vendi": alarms.DIVERSITY_SHARE * 12.0}),
-}
-
-
-@pytest.mark.parametrize("kind", CONDITIONS)
-def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind):
-    ill, well = CONDITIONS[kind]
+@pytest.mark.parametrize(("kind", "ill", "well"), cases("report", "alarm"))
+def test_an_alarm_is_raised_beyond_its_limit_once_while_it_lasts(kind, ill, well):
     first = step(0)
     assert kinds(step(**well), [], [first]) == []
     (alarm,) = alarms.step_alarms(step(7, **ill), [], [first, step(6, **well)])
