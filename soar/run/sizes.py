@@ -61,20 +61,21 @@ def size_of(config: ModelConfig) -> ModelSize | None:
     return ModelSize(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2].lower()], 0, "the size in the model's name")
 
 
-def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str = "") -> tuple[float, list[str]]:
-    """Bytes of the frozen base and one row's cache, and the arithmetic as text. device: model.device, if it is open.
+def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str = "auto") -> tuple[float, list[str]]:
+    """Bytes of the frozen base and one row's cache, and the arithmetic as text. device: where it is open (auto: nowhere yet).
 
     Adapters, their moments and activations, which are made to fit by smaller batches, come on top.
     """
     model, student = config.model, config.student
     on_cpu = "cpu" in (model.device, device)
     kind = model.dtype if model.dtype != "auto" else "float32" if on_cpu else "bfloat16"
+    each = f"{BYTES[kind]} bytes" + " (4 on a CPU)" * (model.dtype == model.device == device == "auto")
     weights, rows = size.parameters * BYTES[kind], config.teacher.datasets * student.repeats
     rows *= student.prompts_per_step * student.attempts
     tokens = prompt_tokens + max(student.sampling.max_tokens, config.teacher.sampling.max_tokens)
     row = tokens * size.token_values * BYTES[kind]
     lines = [
-        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {BYTES[kind]} bytes ({size.source})",
+        f"  weights      {weights / GIB:8.2f} GiB   {size.parameters:,.0f} parameters x {each} ({size.source})",
         f"  KV cache     {row * rows / GIB:8.2f} GiB   {rows:,} rows x {tokens:,} tokens x {size.token_values:,} values; "
         f"less in smaller batches, {row / GIB:.4f} a row",
     ]
