@@ -26,7 +26,7 @@ from soar.files import storage_errors
 from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
-from soar.report.page import Chart, Shown, bar_chart, pass_at_chart, run_charts
+from soar.report.page import Chart, Shown, arms_section, bar_chart, loop_section, pass_at_chart
 from soar.report.runs import Run, read_arm, read_run
 from soar.report.text import result_table
 from soar.run.pipeline import execute, measure
@@ -114,7 +114,8 @@ class Trained(Shown):
         return f"{result_table(self.summary)}\nreport: {self.report}"
 
     def charts(self) -> list[Chart]:
-        return run_charts(self.run)
+        run = self.run
+        return [*arms_section(run)["charts"], *loop_section(run)["charts"]]
 
     def pass_at(self, arm: str, k: int = 1) -> float:
         """Held-out pass@k of an arm (`base`, `hard_only`, `ps`, `pq`) as a share."""

@@ -347,11 +347,6 @@ def content(run: Run) -> dict[str, Any]:
     }
 
 
-def run_charts(run: Run) -> list[Chart]:
-    """The charts of the page."""
-    return [*arms_section(run)["charts"], *loop_section(run)["charts"]]
-
-
 def render(template: str, values: dict[str, Any]) -> str:
     """A page of `templates` with these values, the style and the script in it, as HTML text."""
     own: dict[str, Any] = {"wording": wording, "version": VERSION}
