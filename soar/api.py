@@ -119,7 +119,10 @@ class Trained(Shown):
 
     def pass_at(self, arm: str, k: int = 1) -> float:
         """Held-out pass@k of an arm (`base`, `hard_only`, `ps`, `pq`) as a share."""
-        return float(self.summary["arms"][arm]["pass_at"][str(k)])
+        if str(k) not in (arms := self.summary["arms"]).get(arm, {}).get("pass_at", ()):
+            there = ", ".join(f"{name} (k = {', '.join(row['pass_at'])})" for name, row in arms.items())
+            raise ConfigError(f"{self.path} has no pass@{k} of an arm {arm!r}; it has {there}")
+        return float(arms[arm]["pass_at"][str(k)])
 
 
 def keep(path: Path, content: bytes | tuple[Any, Any], run: Path | None) -> Path:
