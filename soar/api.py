@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -289,7 +290,10 @@ def train(
         paid = partial(_paid, teacher_reward)
     with _call(model, problems, options, path) as (config, progress):
         announce(progress, config)
-        return Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
+        trained = Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
+        for message in trained.run.left_out if progress.quiet else ():
+            warnings.warn(message, stacklevel=2)
+        return trained
 
 
 def _paid(function: teacher.TeacherReward, question_sets: Any, *measured: Any) -> list[float | None]:

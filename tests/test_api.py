@@ -203,7 +203,8 @@ def test_a_screening_counts_and_goes_on(tiny_run, tmp_path):
     assert [(p.id, s.successes, s.truncated) for p, s in first] == wanted
     assert list(soar.screen(out=tmp_path / "screen", settings=SETTINGS, resume=True)) == list(first)
     settings = SETTINGS | {"arms.pq_from": str(tiny_run), "screen.from_run": str(tiny_run)}
-    run = soar.arms(out=tmp_path / "run", names=["pq", "solvable"], settings=settings, quiet=True)
+    with pytest.warns(UserWarning, match=r"the arm solvable is left out: screening found no problem at 0 < p < 0\.7"):
+        run = soar.arms(out=tmp_path / "run", names=["pq", "solvable"], settings=settings, quiet=True)
     with pytest.raises(ConfigError, match=r"no pass@1 of an arm 'solvable'; it has base \(k = 1, 4\), pq \(k = "):
         run.pass_at("solvable")
     assert list(run.summary["arms"]) == ["base", "pq"] and run.summary["outer_steps"] == 0

@@ -140,6 +140,11 @@ def test_a_student_on_a_runs_questions(tiny_run, tmp_path, capsys):
     assert mine["pq"] == theirs["pq"]  # two steps on the same questions with the same seeds
     assert main(arguments) == 1
     assert main([*arguments, "--resume"]) == 0
+    capsys.readouterr()
+    words = ["--train", "solvable", "--steps", "1", "--quiet", "--out", str(tmp_path / "none")]
+    assert main(["student", str(tiny_run), *words]) == 1
+    out, err = capsys.readouterr()
+    assert "adapter:" not in out and err.startswith("soar: the arm solvable is left out: screening found no problem")
 
 
 def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path, monkeypatch, capsys):

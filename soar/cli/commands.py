@@ -27,13 +27,14 @@ from soar.problems.pool import VerifierPool
 from soar.problems.sources import split_source
 from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.page import write_report
+from soar.report.runs import read_run
 from soar.report.text import fill, result_table
 from soar.report.watch import follow, web_server
 from soar.run import folder as folders
 from soar.run.interrupts import StopRequest, resume_command
 from soar.run.progress import Progress
 from soar.studies.study import DEFINITION, cells, read_study, run_study
-from soar.types import Verdict
+from soar.types import UserError, Verdict
 
 _RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny, of soar run: demo)."
 _PROBLEMS = "Problem file, dataset id, world:NAME, reasoning_gym:NAME or verifiers:NAME (problems.source)."
@@ -423,6 +424,8 @@ def student(
         values = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": screening(recipe)}
         config = config_of(recipe, model, problems, overriding(sets, None, **values))
     carry_out(context, config, folder, resume, quiet)
+    if train is not None and (left_out := read_run(folder).left_out):
+        raise UserError(f"{'; '.join(left_out)}. Nothing was trained; report: {folder / 'report.html'}")
     if train is not None:
         print(f"adapter: {folder / 'arms' / config.arms.run[-1]}; report: {folder / 'report.html'}")
 
@@ -448,6 +451,8 @@ def student_config(
     key = FROM.get("pq" if arm.startswith("pq") else arm)
     if bool(key) != bool(place):
         raise ConfigError(f"--train {train!r}: expected {f'{arm}:PATH' if key else arm}")
+    if arm in ("base", "ps"):
+        raise ConfigError(f"--train {train!r}: that is nothing to train without an outer loop; soar run measures it")
     values: dict[str, Any] = {"teacher__steps": 0, "arms__pq_steps": 0, "arms__steps": steps}
     values |= {"arms__run": ["base", arm], **({key: place} if key else {})}
     if recipe is None and str(key).endswith("_from") and (Path(place) / "manifest.json").is_file():

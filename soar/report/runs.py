@@ -107,6 +107,12 @@ class Run:
         return [row for row in self.events.get("promotion", []) if count(row.get("step")) is not None]
 
     @property
+    def left_out(self) -> list[str]:
+        """What is said of arms that were left out."""
+        alarms = self.events.get("alarm", [])
+        return [str(row.get("message")) for row in alarms if row.get("kind") == "arm left out"]
+
+    @property
     def arms(self) -> dict[str, Arm]:
         """Arms of the summary; while the run is unfinished, the arms evaluated so far."""
         evaluated = {str(row.get("arm")): row for row in self.events.get("evaluation", []) if row.get("arm")}

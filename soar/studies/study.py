@@ -279,13 +279,12 @@ def _cell(cell: Cell, run: Run | None, failure: str | None) -> Row:
     state = "missing" if run is None else "finished" if run.finished else "unfinished"
     summary = run.summary if run is not None else {}
     wall = summary.get("wall_seconds")
-    gone = [event for event in run.events.get("alarm", []) if event.get("kind") == "arm left out"] if run else []
     return {
         "variant": cell.variant,
         "seed": cell.seed,
         "folder": f"cells/{cell.name}",
         "state": "failed" if failure and state != "finished" else state,
-        "reason": "; ".join(str(event.get("message")) for event in gone) or None if state == "finished" else failure,
+        "reason": "; ".join(run.left_out) or None if run and state == "finished" else failure,
         **{key: count(summary.get(key)) for key in ("promotions", "outer_steps")},
         "wall_seconds": sum(numbers(list(wall.values()))) if isinstance(wall, dict) else None,
     }
