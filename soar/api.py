@@ -143,11 +143,11 @@ def keep(path: Path, content: bytes | tuple[Any, Any], run: Path | None) -> Path
     return path
 
 
-def verifier_name(verifier: Verifier, folder: Path, run: Path | None = None) -> str:
+def verifier_name(verifier: Verifier, place: Path, run: Path | None = None) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
-    A function typed in a notebook is kept in `folder`, with what it uses of the notebook. Raises ConfigError for one that has
-    no name there (a lambda, a method) or cannot be written down.
+    A function typed in a notebook is kept as `place`.NAME_verifier.py, with what it uses of the notebook. Raises ConfigError
+    for one that has no name there (a lambda, a method) or cannot be written down.
     """
     if isinstance(verifier, str):
         return verifier
@@ -168,7 +168,7 @@ def verifier_name(verifier: Verifier, folder: Path, run: Path | None = None) -> 
                 "that within the function, or put it into a file of your own, and name it as 'file.py:function'"
             ) from error
         text = "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
-        file = keep(folder / f"{name}_verifier.py", text.encode(), run)
+        file = keep(place.with_name(f"{place.name}.{name}_verifier.py"), text.encode(), run)
     return f"{file.resolve()}:{name}"
 
 
@@ -227,7 +227,7 @@ def _call(
                     why = "without tokenizer=" if tokenizer is None else "with adapters: give model.merge_and_unload()"
                     raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
                 model = keep(place.with_name(f"{place.name}.model"), (model, tokenizer), beside)
-            verifier = None if verifier is None else verifier_name(verifier, place.parent, beside)
+            verifier = None if verifier is None else verifier_name(verifier, place, beside)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
         keys |= flat(dict(given.get("settings") or {}))
@@ -279,7 +279,7 @@ def train(
 ) -> Trained:
     """A whole run in the folder `out`: screening, outer loop, arms, evaluation, report.
 
-    What is in memory is kept beside it (`OUT.problems.jsonl`, `OUT.model`, `NAME_verifier.py`). teacher_reward: what every
+    What is in memory is kept beside it (`OUT.problems.jsonl`, `OUT.model`, `OUT.NAME_verifier.py`). teacher_reward: what a
     dataset earns, in place of `teacher.reward`, from `soar.loop.write.QuestionSets`, `soar.loop.teacher.Measurement` and the
     number of the outer step (None: nothing); promotion still goes by measured improvement. Raises
     `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.

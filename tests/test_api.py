@@ -143,14 +143,14 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
     cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
     linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
     exec(compile(NOTEBOOK, cell, "exec"), scope)
-    name = api.verifier_name(scope["mine"], tmp_path)
-    assert name == f"{tmp_path / 'mine_verifier.py'}:mine"
+    name = api.verifier_name(scope["mine"], tmp_path / "run")
+    assert name == f"{tmp_path / 'run.mine_verifier.py'}:mine"
     with VerifierPool(name, workers=1) as pool:
         assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
     write_json(tmp_path / "run" / "manifest.json", {})
-    (tmp_path / "mine_verifier.py").write_text("of the run")
-    with pytest.raises(ConfigError, match=r"began with another .*mine_verifier\.py"):
-        config_of(verifier=scope["mine"], beside=tmp_path / "run")
+    (tmp_path / "run.mine_verifier.py").write_text("of the run")
+    with pytest.raises(ConfigError, match=r"began with another .*run\.mine_verifier\.py"):
+        [config_of(verifier=scope["mine"], beside=tmp_path / out) for out in ("other", "run")]
     for function in ("other", "third"):
         with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
             api.verifier_name(scope[function], tmp_path)

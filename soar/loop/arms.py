@@ -260,7 +260,7 @@ def read_adapter(backbone: Backbone, folder: Path, say: Callable[[str], None]) -
     """`load_adapter`; told to say where the adapter was trained on a base model of another name."""
     stack, ours = load_adapter(backbone, folder), backbone.config.path
     theirs = str(read_object(folder / "adapter_config.json")[0].get("base_model_name_or_path") or ours)
-    if ours != theirs and resolve_path(ours) not in (theirs, os.path.abspath(theirs)):
+    if ours != theirs and os.path.realpath(resolve_path(ours)) != os.path.realpath(theirs):
         say(
             f"warning: {folder} was trained on {theirs}, but is used on {ours}; unless they are one model it says nothing"
         )

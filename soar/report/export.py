@@ -132,7 +132,7 @@ def card(file: str, /, **values: Any) -> bytes:
 
 def _begin(run_dir: Path, out: Path) -> Run:
     """The run to export, once it is known that the target is free."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if (place := out.resolve()).exists() and (not place.is_dir() or any(place.iterdir())):  # `new/..` is there already
         raise ExportError(f"--out {out}: it exists and is not an empty folder; give another one")
     return read_run(run_dir)
 
