@@ -169,7 +169,7 @@ def micro_batches(
             lanes += [(p, rows[i::parts]) for i in range(parts)]
     lanes.sort(key=lambda lane: -size(lane[1]))
     while backbone.lanes and len(kept_P) > 1 and lanes:
-        fit = max(1, limit // size(lanes[0][1]))  # as many as have room beside the longest of them
+        fit = max(1, min(limit // size(lanes[0][1]), 4 * len(kept_P)))  # room beside the longest, and for adapters
         alike.append(lanes[:fit])
         lanes = lanes[fit:]
     if alike:
