@@ -5,7 +5,7 @@ run used, so another trainer continues where the run stopped. The answers are th
 truth; every card says so. Adapters get tokenizer, card and a base path that resolves. Questions need no torch.
 """
 
-import io
+import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,13 +95,13 @@ def _verl_row(domain: Domain, i: int, row: Row) -> Row:
 def _parquet(rows: list[Row]) -> bytes:
     missing = "--format verl writes parquet and needs pyarrow: pip install 'soar-rl[parquet]'"
     arrow, parquet = (import_extra(name, ExportError, missing) for name in ("pyarrow", "pyarrow.parquet"))
-    sink = io.BytesIO()
+    sink = arrow.BufferOutputStream()
     try:
         parquet.write_table(arrow.Table.from_pylist(rows), sink)
     except (arrow.ArrowException, UnicodeError, OverflowError) as error:
         mend = "drop the column that has several kinds of values, empty objects or broken text, or export with --format trl"
         raise ExportError(f"parquet cannot hold the columns of these problems ({error}); {mend}") from error
-    return sink.getvalue()
+    return bytes(sink.getvalue())
 
 
 def reward_files(domain: Domain, config: Row) -> dict[str, bytes]:
@@ -131,8 +131,8 @@ def card(file: str, /, **values: Any) -> bytes:
 
 
 def _begin(run_dir: Path, out: Path) -> Run:
-    """The run to export, once it is known that the target is free."""
-    if (place := out.resolve()).exists() and (not place.is_dir() or any(place.iterdir())):  # `new/..` is there already
+    """The run to export, once it is known that the target is free (`new/..` is a folder that is there)."""
+    if (place := Path(os.path.realpath(out))).exists() and (not place.is_dir() or any(place.iterdir())):
         raise ExportError(f"--out {out}: it exists and is not an empty folder; give another one")
     return read_run(run_dir)
 
