@@ -215,7 +215,7 @@ def _call(
         raise ConfigError(f"{unknown[0]!r}: expected {', '.join(Options.__annotations__)}; settings takes config keys")
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
     with tempfile.TemporaryDirectory() as scratch:
-        place = beside or Path(scratch) / "call"
+        place = Path(scratch) / "call" if beside is None else beside if beside.name else beside.absolute()
         with storage_errors(beside or Path(scratch), "Choose another `out`, or permit writing there"):
             if problems is not None and not isinstance(problems, str | Path):
                 frame: Any = problems

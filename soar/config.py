@@ -413,8 +413,9 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def find_recipe(recipe: str) -> Path:
-    """Path of a recipe: TOML file, built-in name, or run folder, whose manifest holds its config. Raises ConfigError."""
-    for path in (Path(recipe) / "manifest.json", Path(recipe), RECIPES / f"{recipe}.toml"):
+    """Path of a recipe: built-in name, TOML file, or run folder, whose manifest holds its config. Raises ConfigError."""
+    own = (Path(recipe) / "manifest.json", Path(recipe))  # ./tiny is never the built-in one
+    for path in own if os.sep in recipe else (RECIPES / f"{recipe}.toml", *own):
         if path.is_file():
             return path
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))

@@ -156,7 +156,7 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
             api.verifier_name(scope[function], tmp_path)
 
 
-def test_problems_and_models_of_any_kind(tmp_path):
+def test_problems_and_models_of_any_kind(tmp_path, monkeypatch):
     rows = [{"question": "last 57", "answer": "7", "level": 1.0}, {"question": "last 31", "answer": "1", "level": None}]
     problems = [soar.Problem("\ud83d", r["question"], r["answer"], {"level": r["level"]}) for r in rows]
     for given in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows), problems):
@@ -168,13 +168,13 @@ def test_problems_and_models_of_any_kind(tmp_path):
     with pytest.raises(ConfigError, match="found a row 'x'"):
         soar.check(problems=["x"])  # type: ignore[list-item]
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    settings = {"model.device": "cpu"}
-    config = config_of(model, None, tmp_path / "run", tokenizer=tokenizer, recipe="tiny", settings=settings)
+    more = {"tokenizer": tokenizer, "recipe": "tiny"}
+    config = config_of(model, None, tmp_path / "run", settings={"model.device": "cpu"}, **more)
     backbone = load_backbone(config.model)
     assert torch.equal(backbone.model.lm_head.weight, model.lm_head.weight)
     assert backbone.tokenizer.encode("a b") == tokenizer.encode("a b")
     write_json(tmp_path / "run" / "manifest.json", {})  # from here on a run needs what lies beside it
-    before, more = content(tmp_path), {"tokenizer": tokenizer, "recipe": "tiny"}
+    before = content(tmp_path)
     for mine, given in ((tiny_model(seed=1), problems), (model, problems[:1])):
         with pytest.raises(ConfigError, match=r"run holds a run that began with another .*run\.[mp].*; give that one"):
             config_of(mine, given, tmp_path / "run", **more)
@@ -182,6 +182,8 @@ def test_problems_and_models_of_any_kind(tmp_path):
     assert content(tmp_path) == before
     with pytest.raises(ConfigError, match="a loaded LlamaForCausalLM without tokenizer="):
         soar.check(model, [])
+    monkeypatch.chdir(tmp_path / "run")
+    assert config_of(None, problems, Path("."), recipe="tiny").problems.source == str(tmp_path / "run.problems.jsonl")
 
 
 def test_check_returns_what_it_prints():

@@ -312,6 +312,5 @@ def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(tmp_path, m
     first, alarm = events(tmp_path / "run")[1:]
     assert (first["failed_students"], first["reward_mean"], first["teacher_kl"]) == (6, None, None)
     assert alarm["kind"] == "all students failed"
-    summary = run_tiny(tmp_path / "run", *changes, resume=True)
-    assert summary["outer_steps"] == 2
+    assert run_tiny(tmp_path / "run", *changes, resume=True)["outer_steps"] == 2
     assert [row["failed_students"] for row in events(tmp_path / "run", "outer_step")] == [6, 0]

@@ -144,7 +144,7 @@ def _write(out: Path, files: dict[str, bytes]) -> list[Path]:
             for name, content in files.items():
                 write_atomic(out / name, content)
     except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(os.path.realpath(out), ignore_errors=True)
         raise
     return [out / name for name in files]
 
