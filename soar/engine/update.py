@@ -165,10 +165,10 @@ def micro_batches(
             for row in rows:
                 batches[start * count // total][p][1].append(row)
                 start += longest if apart else lengths[row] + (len(prompts[row]) if row == rows[0] else 0)
-            parts = min(len(rows), -(-size(rows) // limit))
+            parts = min(len(rows), -(-size(rows) // limit)) if backbone.lanes and len(kept_P) > 1 else 0
             lanes += [(p, rows[i::parts]) for i in range(parts)]
     lanes.sort(key=lambda lane: -size(lane[1]))
-    while backbone.lanes and len(kept_P) > 1 and lanes:
+    while lanes:
         fit = max(1, min(limit // size(lanes[0][1]), 4 * len(kept_P)))  # room beside the longest, and for adapters
         alike.append(lanes[:fit])
         lanes = lanes[fit:]
