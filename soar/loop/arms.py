@@ -261,9 +261,8 @@ def read_adapter(backbone: Backbone, folder: Path, say: Callable[[str], None]) -
     stack, ours = load_adapter(backbone, folder), backbone.config.path
     theirs = str(read_object(folder / "adapter_config.json")[0].get("base_model_name_or_path") or ours)
     if ours != theirs and os.path.realpath(resolve_path(ours)) != os.path.realpath(theirs):
-        say(
-            f"warning: {folder} was trained on {theirs}, but is used on {ours}; unless they are one model it says nothing"
-        )
+        found = f"{folder} was trained on {theirs}, but is used on {ours}"
+        say(f"warning: {found}; unless they are one model it says nothing")
     return stack
 
 
