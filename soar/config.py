@@ -412,14 +412,16 @@ def parse_override(text: str) -> dict[str, Any]:
     raise ConfigError(f"--set {text!r}: expected key=value, for example --set teacher.steps=10")
 
 
-def find_recipe(recipe: str) -> Path:
-    """Path of a recipe: built-in name, TOML file, or run folder, whose manifest holds its config. Raises ConfigError."""
+def find_recipe(recipe: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
+    """Path of a recipe: built-in name (one of `folder`), TOML file, or run folder, whose manifest holds its config. Raises
+    ConfigError."""
     own = (Path(recipe) / "manifest.json", Path(recipe))  # ./tiny is never the built-in one
-    for path in own if os.sep in recipe else (RECIPES / f"{recipe}.toml", *own):
+    for path in own if os.sep in recipe else (folder / f"{recipe}.toml", *own):
         if path.is_file():
             return path
-    names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    raise ConfigError(f"no recipe {recipe!r}: expected a TOML file or one of: {', '.join(names)}; or a run folder")
+    names = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+    or_folder = "; or a run folder" * (what == "recipe")
+    raise ConfigError(f"no {what} {recipe!r}: expected a TOML file or one of: {names}{or_folder}")
 
 
 TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run: may code that a run folder names run?

@@ -327,7 +327,7 @@ def test_a_study_that_ends_ends_its_cells(run, tmp_path, monkeypatch, capsys, se
     assert "run: its config names code or a server" in capsys.readouterr().err
     study = subprocess.Popen([sys.executable, "-c", STUDY, *words], stderr=subprocess.PIPE, text=True)
     *processes, command = Path("ready").read_text().split(maxsplit=2)
-    assert command.startswith("-P -m soar.cli --trust-run run run/manifest.json --out")
+    assert command.startswith("-P -m soar.cli --trust-run run run --out")
     for name in sent:
         study.send_signal(getattr(signal, name))
         study.stderr.readline()  # that it was heard, or the end

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from soar import seeds
-from soar.config import RECIPES, TRUSTED, Config, ConfigError, Section, difference, find_recipe, load, read_toml
+from soar.config import RECIPES, TRUSTED, Config, Section, difference, find_recipe, load, read_toml
 from soar.files import Row, asset, digest, read_object, sha256_of, visible, write_atomic, write_json
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report import text as wording
@@ -98,19 +98,17 @@ class Cell(NamedTuple):
 def read_study(name: str, seeds: Sequence[int] | None = None) -> Study:
     """A built-in study or that of a TOML file, with other seeds where some are given. Raises ConfigError naming file, key,
     what was found and what is expected."""
-    places = (Path(name), STUDIES / f"{name.removeprefix('studies/')}.toml")
-    if (path := next(filter(Path.is_file, places), None)) is None:
-        built_in = ", ".join(sorted(p.stem for p in STUDIES.glob("*.toml")))
-        raise ConfigError(f"no study {name!r}: expected a TOML file or one of: {built_in}")
+    path = find_recipe(name if Path(name).is_file() else name.removeprefix("studies/"), STUDIES, "study")
     study = Study.read(read_toml(path) | ({"seeds": seeds} if seeds else {}), str(path))
     beside = path.parent / study.recipe
-    return study.model_copy(update={"recipe": str(beside)}) if beside.is_file() else study
+    if not beside.is_file() or (os.sep not in study.recipe and (RECIPES / f"{study.recipe}.toml").is_file()):
+        return study
+    return study.model_copy(update={"recipe": str(beside) if os.sep in str(beside) else study.recipe})
 
 
 def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
     """Every cell with its config; those of the first variant come first, and a later one uses the screening of theirs
     of its seed where both screen the same problems in the same way. Raises ConfigError for any that is not valid."""
-    recipe = str(find_recipe(study.recipe))
     every: list[Cell] = []
     leaders: dict[int, tuple[Path, Row]] = {}
     for name, variant in study.variants.items():
@@ -118,14 +116,14 @@ def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
             given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.get("set", ()), *extra)]
             folder = out / "cells" / f"{name}-seed{seed}"
             overrides = [*given, f"seed={seed}", f'name="{study.name}-{name}"']
-            config, shares = load(recipe, overrides, model_named=True), None
+            config, shares = load(study.recipe, overrides, model_named=True), None
             screened = config.model_dump(mode="json", include=SCREENED_WITH)
             leader, alike = leaders.setdefault(seed, (folder, screened))
             if leader != folder and alike == screened and config.screen.attempts and not config.screen.from_run:
                 shares = leader
                 overrides.append(f"screen.from_run={json.dumps(str(shares), ensure_ascii=False)}")
-                config = load(recipe, overrides)
-            every.append(Cell(name, seed, folder, recipe, tuple(overrides), config, shares))
+                config = load(study.recipe, overrides)
+            every.append(Cell(name, seed, folder, study.recipe, tuple(overrides), config, shares))
     return every
 
 
