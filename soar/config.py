@@ -413,15 +413,13 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def find_recipe(recipe: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
-    """Path of a recipe: built-in name (one of `folder`), TOML file, or run folder, whose manifest holds its config. Raises
-    ConfigError."""
+    """Path of a recipe: built-in name (of `folder`), TOML file, or run folder (its manifest's config). Raises ConfigError."""
     own = (Path(recipe) / "manifest.json", Path(recipe))  # ./tiny is never the built-in one
     for path in own if os.sep in recipe else (folder / f"{recipe}.toml", *own):
         if path.is_file():
             return path
-    names = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-    or_folder = "; or a run folder" * (what == "recipe")
-    raise ConfigError(f"no {what} {recipe!r}: expected a TOML file or one of: {names}{or_folder}")
+    names = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) + "; or a run folder" * (what == "recipe")
+    raise ConfigError(f"no {what} {recipe!r}: expected a TOML file or one of: {names}")
 
 
 TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run: may code that a run folder names run?
@@ -429,7 +427,9 @@ TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run:
 
 def named_code(config: object) -> list[str]:
     """Lines `key = value` of what in a run folder's config would run its author's code, or send a key where he says."""
-    values = flat(config) if isinstance(config, dict) else {}
+    config = config if isinstance(config, dict) else {}
+    # A key "problems.domain" beside the sections is none, and does not stand for the one that is loaded.
+    values = flat({name: config[name] for name in Config.model_fields if name in config})
     code = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
     code += [key for key in ("problems.source", "arms.real") if str(values.get(key, "")).startswith("verifiers:")]
     code += [key for key in ("model.trust_remote_code", "cluster.address", "backend.base_url") if values.get(key)]
