@@ -426,21 +426,22 @@ TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run:
 
 
 def named_code(config: object) -> list[str]:
-    """Lines `key = value` of what in a run folder's config would run its author's code, or send a key where he says."""
+    """Lines `key = value` of what in a run folder's config would run its author's code, or send or spend where he says."""
     config = config if isinstance(config, dict) else {}
     # A key "problems.domain" beside the sections is none, and does not stand for the one that is loaded.
     values = flat({name: config[name] for name in Config.model_fields if name in config})
     code = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
     code += [key for key in ("problems.source", "arms.real") if str(values.get(key, "")).startswith("verifiers:")]
     code += [key for key in ("model.trust_remote_code", "cluster.address", "backend.base_url") if values.get(key)]
+    code += ["backend.kind"] if values.get("backend.kind") == "tinker" else []  # the problems leave, and it costs
     return [f"{key} = {json.dumps(values[key]):.100}" for key in code]
 
 
 def refuse_code(path: Path, config: object) -> None:
-    """Raises ConfigError when the config in the run folder `path` names code or a server and nobody said --trust-run."""
+    """Raises ConfigError when the config in the run folder `path` names code or a service and nobody said --trust-run."""
     if (named := named_code(config)) and not TRUSTED.get():
         advice = "Give --trust-run if the folder or what it names is yours, or else a recipe of your own"
-        whose = "its config names code or a server of whoever made the folder"
+        whose = "its config names code or a server of whoever made the folder, or a service that costs"
         raise ConfigError(f"{path}: {whose}: {', '.join(named)}. {advice}")
 
 

@@ -96,8 +96,7 @@ class Cell(NamedTuple):
 
 
 def read_study(name: str, seeds: Sequence[int] | None = None) -> Study:
-    """A built-in study or that of a TOML file, with other seeds where some are given. Raises ConfigError naming file, key,
-    what was found and what is expected."""
+    """A built-in study or that of a TOML file, with other seeds where some are given. Raises ConfigError."""
     path = find_recipe(name if Path(name).is_file() else name.removeprefix("studies/"), STUDIES, "study")
     study = Study.read(read_toml(path) | ({"seeds": seeds} if seeds else {}), str(path))
     beside = path.parent / study.recipe
@@ -141,9 +140,8 @@ def comparisons(study: Study, results: list[tuple[str, str]]) -> list[tuple[tupl
 def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -> str | None:
     """`soar run` of one cell in its own process (threads 0: its own choice), said in `<cell>.log`; None, or why it failed."""
     command = [sys.executable, "-P", "-m", "soar.cli", *(["--trust-run"] if trusted else []), "run", cell.recipe]
-    command += ["--out", str(cell.folder), "--quiet"]
-    for override in [*cell.overrides, *([f"threads={threads}"] if threads else [])]:
-        command += ["--set", override]
+    command += ["--out", str(cell.folder), "--quiet", *(word for text in cell.overrides for word in ("--set", text))]
+    command += ["--set", f"threads={threads}"] if threads else []
     if (cell.folder / "manifest.json").is_file():
         command.append("--resume")
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
