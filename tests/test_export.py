@@ -160,8 +160,8 @@ def test_the_reward_runs_without_this_package(boxed, tmp_path, monkeypatch, veri
 
 def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     pairs = ("``````\n# owned <script>", "\u202e`````` ---\n"), ("\ud800 b", "1")
-    rows = [{"question": question, "answer": answer} for question, answer in pairs]
-    write_jsonl(boxed / "pq.jsonl", rows)
+    write_jsonl(boxed / "pq.jsonl", [{"question": question, "answer": answer} for question, answer in pairs])
+    change(boxed / "manifest.json", b'"builtin:tiny"', b'"a\\n# owned\\n``````"')
     export.export_questions(boxed, tmp_path / "out", "jsonl")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     headings = [line for line in card.splitlines() if line.startswith("# ")]

@@ -116,13 +116,14 @@ def reward_files(domain: Domain, config: Row) -> dict[str, bytes]:
     return {"reward.py": f"{text}\n".encode(), **own}
 
 
-def files_of(form: str, domain: Domain, rows: list[Row], config: Row) -> dict[str, bytes]:
-    """Files of an export by path, the data first. form: trl, verl or jsonl (a dataset folder)."""
+def files_of(form: str, domain: Domain | None, rows: list[Row], config: Row) -> dict[str, bytes]:
+    """Files of an export by path, the data first. form: trl, verl or, without a domain, jsonl (a dataset folder)."""
+    if domain is None:
+        return {"questions.jsonl": b"".join(map(json_bytes, rows))}
     if form == "verl":
         data = _parquet([_verl_row(domain, i, row) for i, row in enumerate(rows)])
         return {"train.parquet": data, **reward_files(domain, config)}
-    lines = b"".join(json_bytes(_trl_row(domain, row) if form == "trl" else row) for row in rows)
-    return {"train.jsonl": lines, **reward_files(domain, config)} if form == "trl" else {"questions.jsonl": lines}
+    return {"train.jsonl": b"".join(json_bytes(_trl_row(domain, row)) for row in rows), **reward_files(domain, config)}
 
 
 def card(file: str, /, **values: Any) -> bytes:
@@ -156,7 +157,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     Raises ReportError for no run folder, ExportError for nothing to export, a target in use or a missing library.
     """
     run = _begin(run_dir, out)
-    domain = domain_of_run(run)
+    domain = domain_of_run(run) if form != "jsonl" else None  # which grades nothing, so no code has to be trusted
     for name in ("pq.jsonl" if source == "pq" else "questions.jsonl", *(["hard/train.jsonl"] if with_hard else [])):
         damage = [note for note in run.notes if note.startswith(f"{name}:") and "not complete" not in note]
         if changed_after_run(run_dir, name):
@@ -164,7 +165,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         if damage:
             raise ExportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
     recorded = mapping(run.manifest.get("hashes"))
-    if form != "jsonl" and any(recorded.get(key, sha256) != sha256 for key, sha256 in domain.hashes.items()):
+    if domain and any(recorded.get(key, sha256) != sha256 for key, sha256 in domain.hashes.items()):
         why = "was changed since it graded the run (its manifest.json knows another sha256)"
         raise ExportError(f"{run_dir}: {domain.label} {why}; restore it, or take --format jsonl, without a reward")
     rows = collect(run, source, with_hard)
