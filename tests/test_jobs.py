@@ -11,6 +11,7 @@ import pytest
 from helpers import random_stack
 from loop_helpers import BRIEF, events, read_jsonl, run_tiny, without_clock
 from safetensors.torch import load_file
+from tables import change
 from test_record import content
 
 from soar.cli import main
@@ -112,7 +113,7 @@ def test_to_go_on_with_code_of_ones_own_takes_trust(tmp_path):
     assert " --trust-run`." in (tmp_path / "run" / "sets" / "0000" / "README.md").read_text()
 
 
-def test_a_result_that_cannot_be_used_is_named_and_changes_nothing(tmp_path, waiting):
+def test_a_result_that_cannot_be_used_is_named_and_changes_nothing(tmp_path, waiting, capsys):
     run = shutil.copytree(waiting, tmp_path / "run")
     place = run / "sets" / "0000"
     state = content(run / "state")
@@ -130,10 +131,11 @@ def test_a_result_that_cannot_be_used_is_named_and_changes_nothing(tmp_path, wai
             run_tiny(run, *FILES, resume=True)
         assert content(run / "state") == state
     anew(pass_rate=0.25, adapter="../start")
+    change(place / "start" / "adapter_config.json", b'"builtin:tiny"', b'"other"')
     with pytest.raises(Stopped, match="outer step 1 waits"):
         run_tiny(run, *FILES, resume=True)
-    (step,) = events(run, "outer_step")
-    assert step["best_pass_rate"] == 0.25
+    assert "start was trained on other, but is used on builtin:tiny" in capsys.readouterr().err
+    assert [step["best_pass_rate"] for step in events(run, "outer_step")] == [0.25]
 
 
 @pytest.fixture(scope="module")

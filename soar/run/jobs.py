@@ -16,13 +16,15 @@ import torch
 from pydantic import Field
 
 from soar.config import ConfigError, Section, resolve_path
-from soar.engine.policy import AdapterStack, concat, load_adapter
+from soar.engine.policy import AdapterStack, concat
 from soar.engine.rollouts import Rollouts
 from soar.files import Row, finite, read_object, write_atomic, write_json
+from soar.loop.arms import read_adapter
 from soar.loop.population import Population
 from soar.loop.teacher import Event, Measurement, OuterLoop
 from soar.loop.write import QuestionSets
 from soar.report.export import card, files_of, source_columns
+from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, trust_word
 from soar.run.setup import save_adapter
 from soar.types import Decision, Problem, UserError
@@ -63,9 +65,9 @@ def read_results(folder: Path, names: list[str]) -> list[Result]:
 class FileLoop(OuterLoop):
     """The outer loop of a run in `folder`. save(): write a checkpoint now."""
 
-    def __init__(self, folder: Path, save: Callable[[], None], *given: Any) -> None:
+    def __init__(self, folder: RunFolder, save: Callable[[], None], *given: Any) -> None:
         super().__init__(*given)
-        self.folder, self.save = folder, save
+        self.folder, self.say, self.save = folder.path, folder.say, save
         self.results: list[Result] = []
 
     def write(self) -> QuestionSets:
@@ -129,7 +131,7 @@ class FileLoop(OuterLoop):
     def _load(self, name: str, folder: Path) -> AdapterStack:
         """An adapter as a student of the run, with the run's scale. Raises ResultError."""
         try:
-            stack, scale = load_adapter(self.env.backbone, folder), self.state.baseline.scale
+            stack, scale = read_adapter(self.env.backbone, folder, self.say), self.state.baseline.scale
         except ConfigError as error:
             raise ResultError(f"adapter of set {name}: {error}; give it again, then measure again") from error
         tensors = {key: t * (stack.scale / scale) if key.endswith(".B") else t for key, t in stack.tensors.items()}

@@ -154,7 +154,7 @@ class Run:
         steps = self.progress.task("outer loop", config.teacher.steps)
         with steps as advance, self.progress.task("  students", 1, transient=True) as inner:
             advance(state.step)
-            kind = partial(FileLoop, self.folder.path, self._save) if config.backend.kind == "files" else OuterLoop
+            kind = partial(FileLoop, self.folder, self._save) if config.backend.kind == "files" else OuterLoop
             loop = kind(self.env, self.hard_train, config, state, lambda *done: inner(0, *done), self.teacher_reward)
             while True:
                 self._settle()
