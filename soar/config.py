@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 from contextlib import suppress
 from contextvars import ContextVar
@@ -15,8 +16,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import ValidationInfo
 
 from soar.types import UserError
 
@@ -39,17 +41,18 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _plain_texts(cls, data: Any) -> Any:
+    def _plain_texts(cls, value: Any, info: ValidationInfo) -> Any:
         """TOML has no null, so `--set model.gguf_file=""` stands for it; `--set evaluate.ks=1,4` is [1, 4], `=4` is [4]."""
-        for key, value in data.items() if isinstance(data, dict) else ():
-            default = cls.model_fields[key].default if key in cls.model_fields else ...
-            if default in (None, {}) and value == "":  # a table would be added to the one that is there
-                data = {**data, key: default}
-            elif isinstance(default, tuple) and isinstance(value, str | int):
-                data = {**data, key: [part.strip() or part for part in str(value).strip("[]").split(",") if part]}
-        return data
+        field, items = cls.model_fields[str(info.field_name)], value if isinstance(value, list | tuple) else [value]
+        if re.search(r"\b(int|float)\b", str(field.annotation)) and any(isinstance(item, bool) for item in items):
+            raise ValueError("true and false are for switches; expected a number")
+        if field.default in (None, {}) and value == "":  # a table would be added to the one that is there
+            return field.default
+        if isinstance(field.default, tuple) and isinstance(value, str | int) and not isinstance(value, bool):
+            return [part.strip() or part for part in str(value).strip("[]").split(",") if part]
+        return value
 
     @classmethod
     def read(cls, data: Any, where: str) -> Self:

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -86,8 +87,10 @@ def test_shorthands_that_set_can_refine(capsys):
     assert load(None, ['student.sampling.stop="\\n"']).student.sampling.stop == ("\n",)
     for text in ("model.gguf_file=", 'model.gguf_file=""'):
         assert load("tiny", ["model.gguf_file=a.gguf", text]).model.gguf_file is None
-    with pytest.raises(ConfigError, match=r"teacher\.steps"):
-        load("tiny", ['teacher.steps=""'])
+    no_switches = [key for key, value in flat(Config().resolved()).items() if not isinstance(value, bool | dict)]
+    for key, text in [("teacher.steps", '""'), *product(no_switches, ("true", "[true]"))]:
+        with pytest.raises(ConfigError, match=f"tiny.toml with --set: {re.escape(key)}"):
+            load("tiny", [f"{key}={text}"])
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
