@@ -106,15 +106,21 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """A list of objects, an object with one such list in it, or one problem."""
+    """A list of objects, an object with one such list in it, columns (lists of one length, or as pandas writes), or one
+    problem."""
     text = "".join(_lines(path))
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); a file with one object a line must end in .jsonl") from error
     if isinstance(content, dict):
-        (only, *others) = content.values() or [None]
-        content = only if not others and isinstance(only, list) and only and isinstance(only[0], dict) else [content]
+        columns = [[*c.values()] if isinstance(c, dict) and all(map(str.isdigit, c)) else c for c in content.values()]
+        lists = all(isinstance(column, list) and column for column in columns)
+        objects = lists and any(isinstance(column[0], dict) for column in columns)
+        if lists and not objects and len(columns) > 1 and len({*map(len, columns)}) == 1:
+            content = [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
+        else:
+            content = columns[0] if objects and len(columns) == 1 else [content]
     if not isinstance(content, list):
         raise DataError(f"{path}: a JSON {type(content).__name__}, expected a list of objects")
     for number, item in enumerate(content, start=1):
