@@ -43,7 +43,8 @@ KEPT = {  # environment variables that a check needs, besides LC_*: no tokens an
     "PATH", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV",
     "PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8",
 }  # fmt: skip
-RUBRIC = {"prompt", "completion", "answer", "state", "task", "info", "parser"}
+BARE = frozenset({"completion", "answer"})
+RUBRIC = BARE | {"prompt", "state", "task", "info", "parser"}
 EXPECTED = "one number or None for each completion"
 STARTS = 3  # workers that end before they are ready, until giving up
 START_S = 120.0  # to import what a verifier needs
@@ -324,7 +325,7 @@ class Reward(NamedTuple):
         prompt: Any = [{"role": "user", "content": question}] if self.chat else question
         reply: Any = [{"role": "assistant", "content": completion}] if self.chat else completion
         given: dict[str, Any] = {**dict.fromkeys(GOLD, gold), **row, "answer": gold}
-        if self.shape == "plain":
+        if self.shape == "plain" and self.takes != BARE:
             return self._score(self.function(completion, gold))
         if self.shape == "verl":
             given = {"data_source": "", "extra_info": {}, **given, "solution_str": completion, "ground_truth": gold}
@@ -379,6 +380,7 @@ def adapt(function: Callable[..., Any], name: str) -> Reward:
     code, around = getattr(inner, "__code__", None), getattr(inner, "__globals__", {})
     chat = _mentions(code, "content", around) if untold else re.search("dict|Message", str(subject))
     takes = None if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()) else frozenset(named)
+    shape = "plain" if takes == BARE and not chat else shape
     return Reward(function, name, shape, takes, bool(chat) and shape in ("TRL", "verifiers"))
 
 
