@@ -11,24 +11,25 @@ import filecmp
 import inspect
 import json
 import math
+import shutil
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from soar.config import ELSEWHERE, Config, ConfigError, flat, load
-from soar.files import storage_errors
+from soar.files import read_object, storage_errors
 from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
 from soar.report.page import Chart, Shown, arms_section, bar_chart, loop_section, pass_at_chart
-from soar.report.runs import Run, read_arm, read_run
+from soar.report.runs import Run, mapping, read_arm, read_run
 from soar.report.text import result_table
 from soar.run.pipeline import execute, measure
 from soar.run.progress import Progress
@@ -126,9 +127,29 @@ class Trained(Shown):
         return float(arms[arm]["pass_at"][str(k)])
 
 
-def keep(path: Path, content: bytes | tuple[Any, Any], run: Path | None) -> Path:
-    """Write a file, or a folder of model and tokenizer. Raises ConfigError where a run is there that began with another."""
-    begun = run is not None and path.exists() and (run / "manifest.json").is_file()
+@contextmanager
+def kept_beside(place: Path) -> Iterator[list[Path]]:
+    """Yields a list for what `keep` makes: it goes again where the call ends in an error and no run in `place` names it."""
+    made, folders = list[Path](), [folder for folder in place.parents if not folder.exists()]
+    try:
+        yield made
+    except BaseException:
+        config = mapping(read_object(place / "manifest.json")[0].get("config"))
+        named = "\n".join(map(str, flat(config).values()))
+        with suppress(OSError):  # a place that could not be written, a folder with something else in it
+            for path in (path for path in made if path.name not in named):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for folder in folders:
+                folder.rmdir()
+        raise
+
+
+def keep(place: Path, name: str, content: bytes | tuple[Any, Any], made: list[Path]) -> Path:
+    """Write `place`.NAME, a file or a folder of model and tokenizer; what is new is added to `made`. Raises ConfigError where
+    the run in `place` began with another."""
+    path = place.with_name(f"{place.name}.{name}")
+    begun = path.exists() and (place / "manifest.json").is_file()
+    made += [] if path.exists() else [path]
     with tempfile.TemporaryDirectory() as scratch:
         new = Path(scratch) / path.name if begun else path
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -139,15 +160,15 @@ def keep(path: Path, content: bytes | tuple[Any, Any], run: Path | None) -> Path
         files = [file for file in (new, *new.rglob("*")) if file.is_file() and not file.name.endswith("config.json")]
         names = [str(file.relative_to(new.parent)) for file in files]  # configs name the version that wrote them
         if begun and any(filecmp.cmpfiles(scratch, path.parent, names, shallow=False)[1:]):
-            raise ConfigError(f"{run} holds a run that began with another {path}; give that one, or another `out`")
+            raise ConfigError(f"{place} holds a run that began with another {path}; give that one, or another `out`")
     return path
 
 
-def verifier_name(verifier: Verifier, place: Path, run: Path | None = None) -> str:
+def verifier_name(verifier: Verifier, place: Path, made: list[Path]) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
-    A function typed in a notebook is kept as `place`.NAME_verifier.py, with what it uses of the notebook. Raises ConfigError
-    for one that has no name there (a lambda, a method) or cannot be written down.
+    A function typed in a notebook is kept as `place`.NAME_verifier.py, with what it uses of the notebook (`keep`). Raises
+    ConfigError for one that has no name there (a lambda, a method) or cannot be written down.
     """
     if isinstance(verifier, str):
         return verifier
@@ -168,7 +189,7 @@ def verifier_name(verifier: Verifier, place: Path, run: Path | None = None) -> s
                 "that within the function, or put it into a file of your own, and name it as 'file.py:function'"
             ) from error
         text = "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
-        file = keep(place.with_name(f"{place.name}.{name}_verifier.py"), text.encode(), run)
+        file = keep(place, f"{name}_verifier.py", text.encode(), made)
     return f"{file.resolve()}:{name}"
 
 
@@ -214,20 +235,21 @@ def _call(
     if unknown := sorted(given.keys() - Options.__annotations__.keys()):
         raise ConfigError(f"{unknown[0]!r}: expected {', '.join(Options.__annotations__)}; settings takes config keys")
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         place = Path(scratch) / "call" if beside is None else beside if beside.name else beside.absolute()
-        with storage_errors(beside or Path(scratch), "Choose another `out`, or permit writing there"):
+        made = stack.enter_context(kept_beside(place))
+        with storage_errors(place, "Choose another `out`, or permit writing there"):
             if problems is not None and not isinstance(problems, str | Path):
                 frame: Any = problems
                 rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
                 text = "".join(f"{_json(_row(row))}\n" for row in rows).encode("utf-8", "backslashreplace")
-                problems = keep(place.with_name(f"{place.name}.problems.jsonl"), text, beside)
+                problems = keep(place, "problems.jsonl", text, made)
             if model is not None and not isinstance(model, str | Path):
                 if tokenizer is None or hasattr(model, "peft_config"):
                     why = "without tokenizer=" if tokenizer is None else "with adapters: give model.merge_and_unload()"
                     raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
-                model = keep(place.with_name(f"{place.name}.model"), (model, tokenizer), beside)
-            verifier = None if verifier is None else verifier_name(verifier, place, beside)
+                model = keep(place, "model", (model, tokenizer), made)
+            verifier = None if verifier is None else verifier_name(verifier, place, made)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
         keys |= flat(dict(given.get("settings") or {}))

@@ -135,15 +135,15 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path):
-    assert api.verifier_name(easy_problems, tmp_path) == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
-    assert api.verifier_name("exact", tmp_path) == "exact"
+    assert api.verifier_name(easy_problems, tmp_path, []) == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
+    assert api.verifier_name("exact", tmp_path, []) == "exact"
     for bad in (lambda completions: [], Path.exists, len, functools.partial(easy_problems, 3)):
         with pytest.raises(ConfigError, match="expected a function at the top level of a file"):
-            api.verifier_name(bad, tmp_path)
+            api.verifier_name(bad, tmp_path, [])
     cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
     linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
     exec(compile(NOTEBOOK, cell, "exec"), scope)
-    name = api.verifier_name(scope["mine"], tmp_path / "run")
+    name = api.verifier_name(scope["mine"], tmp_path / "run", [])
     assert name == f"{tmp_path / 'run.mine_verifier.py'}:mine"
     with VerifierPool(name, workers=1) as pool:
         assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
@@ -153,7 +153,7 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
         [config_of(verifier=scope["mine"], beside=tmp_path / out) for out in ("other", "run")]
     for function in ("other", "third"):
         with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
-            api.verifier_name(scope[function], tmp_path)
+            api.verifier_name(scope[function], tmp_path, [])
 
 
 def test_problems_and_models_of_any_kind(tmp_path, monkeypatch):
@@ -167,6 +167,11 @@ def test_problems_and_models_of_any_kind(tmp_path, monkeypatch):
         soar.screen("builtin:tiny", rows, out=tmp_path / "run.problems.jsonl" / "run", recipe="tiny", quiet=True)
     with pytest.raises(ConfigError, match="found a row 'x'"):
         soar.check(problems=["x"])  # type: ignore[list-item]
+    before = {*tmp_path.rglob("*")}
+    for mine, more in (("/no/model", {}), ("builtin:tiny", {"verifier": "nope"}), ("builtin:tiny", {"resume": True})):
+        with pytest.raises(UserError):
+            soar.train(mine, rows, tmp_path / "runs" / "new", recipe="tiny", quiet=True, **more)
+    assert {*tmp_path.rglob("*")} == before, "a refused call leaves nothing"
     model, tokenizer = tiny_model(), tiny_tokenizer()
     more = {"tokenizer": tokenizer, "recipe": "tiny"}
     config = config_of(model, None, tmp_path / "run", settings={"model.device": "cpu"}, **more)

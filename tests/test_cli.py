@@ -183,9 +183,6 @@ def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path
     (own := tmp_path / "own.py").write_text("def grade(completions, **_):\n    return [1.0] * len(completions)\n")
     assert main(["eval", "tiny", "--problems", problems, "--verifier", f"{own}:grade", "--out", str(out)]) == 0
     assert set(json.loads(out.read_text())["policies"]["base"]["pass_at"].values()) == {1.0}
-    words = ["--steps", "1", "--verifier", "nope", "--out", str(tmp_path / "no")]
-    assert main(["student", "tiny", "--train", "hard_only", *words]) == 1
-    assert "problems.verifier = 'nope'" in capsys.readouterr().err
 
 
 def test_init_writes_a_commented_recipe(tmp_path, capsys):
