@@ -479,10 +479,14 @@ def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lines `key: old -> new` for every key that differs between two resolved configs."""
+    """Lines `key: old -> new` for every key that differs between two resolved configs; two ways to one file do not."""
     a, b = ({key: value for key, value in flat(config).items() if value != {}} for config in (old, new))
-    changed = sorted(key for key in a | b if a.get(key) != b.get(key))
+    changed = sorted(key for key in a | b if a.get(key) != b.get(key) and not _one_file(a.get(key), b.get(key)))
     return [f"{key}: {json.dumps(a.get(key))} -> {json.dumps(b.get(key))}" for key in changed]
+
+
+def _one_file(a: object, b: object) -> bool:
+    return isinstance(a, str) and isinstance(b, str) and all(map(os.path.exists, (a, b))) and os.path.samefile(a, b)
 
 
 def resolve_path(path: str) -> str:

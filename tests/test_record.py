@@ -92,6 +92,9 @@ def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path)
     harmless = ("name=other", "model.device=cpu", "model.chunk=3", "arms.save_steps=3", "limits.max_hours=1.5")
     assert len(resumed(tmp_path, *harmless)[1]) == len(harmless)
     assert set(HARMLESS) <= flat(Config().resolved()).keys()
+    with RunFolder(tmp_path / "one", tiny_config(f"problems.source={os.path.relpath(__file__)}"), []) as folder:
+        folder.append("metrics.jsonl", [{"event": "screen"}])
+    assert resumed(tmp_path / "one", f"problems.source={__file__}") == (None, []), "another way to the same file"
 
 
 def test_other_versions_are_said_and_another_model_is_refused(tmp_path):
