@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     students = arguments.students
     config = load("tiny")
-    problems = get_world("tiny").real_problems(32 * students, 0)
+    problems = get_world("tiny").problems("real", 32 * students, 0)
     settings = [(1, 1, 1), (1, 2, 1), (1, 1, 2), (students // 2, 2, 1), (students, 1, 1), (students, 1, 2)]
     seconds: dict[tuple[int, int, int], list[float]] = {setting: [] for setting in settings}
     with open_env(config) as env:

@@ -79,7 +79,9 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = [f"teacher.datasets={arguments.datasets}", f"student.repeats={arguments.repeats}"]
     config = load(arguments.recipe, [*shape, *arguments.overrides])
-    problems = get_world("tiny").real_problems(arguments.easier, 5) if arguments.easier else candidates(config).problems
+    problems = (
+        get_world("tiny").problems("real", arguments.easier, 5) if arguments.easier else candidates(config).problems
+    )
     with open_env(config) as env:
         correct, solved = rates(env, config, problems, arguments.attempts)
         rate_G_R = correct.mean(axis=1).reshape(arguments.datasets, arguments.repeats) / arguments.attempts

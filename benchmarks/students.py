@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     config, world = load("tiny", arguments.overrides), get_world("tiny")
-    hard = world.hard_problems(64, 3)
+    hard = world.problems("hard", 64, 3)
     with open_env(config) as env:
         pool = teacher_questions(env, config, 1500)
         useful = [p for p in pool if carrying_steps(p.question)]

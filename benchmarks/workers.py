@@ -49,7 +49,7 @@ def main() -> None:
     lone = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1})})
     both = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": many + 1})})
     connect(ray, both)
-    problems = get_world("tiny").real_problems(32 * students + 64, 0)
+    problems = get_world("tiny").problems("real", 32 * students + 64, 0)
     questions = problems[:64]
     seconds: dict[int, list[float]] = {1: [], many: []}
     needed: dict[int, list[float]] = {1: [], many: []}

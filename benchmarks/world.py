@@ -104,7 +104,7 @@ def main() -> None:
             correct = solved(env, problems, ATTEMPTS, arguments.seed, tokens)
             share = sum(correct) / (ATTEMPTS * len(problems))
             print(f"{length:5d} {share:9.5f} {greedy_share(env, problems, tokens):9.5f}")
-        candidates = world.hard_problems(256, 0)
+        candidates = world.problems("hard", 256, 0)
         screened = solved(env, candidates, 128, seeds.derive(arguments.seed, "screen"), tokens)
         again = solved(env, candidates, 128, seeds.derive(arguments.seed, "retest"), tokens)
         kept = [n for n, first in zip(again, screened, strict=True) if first == 0]

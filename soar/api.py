@@ -29,7 +29,7 @@ from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
 from soar.report.page import Chart, Shown, arms_section, bar_chart, loop_section, pass_at_chart
-from soar.report.runs import Run, mapping, read_arm, read_run
+from soar.report.runs import Run, read_arm, read_run
 from soar.report.text import result_table
 from soar.run.pipeline import execute, measure
 from soar.run.progress import Progress
@@ -127,36 +127,17 @@ class Trained(Shown):
         return float(arms[arm]["pass_at"][str(k)])
 
 
-@contextmanager
-def kept_beside(place: Path) -> Iterator[list[Path]]:
-    """Yields a list for what `keep` makes: it goes again where the call ends in an error and no run in `place` names it."""
-    made, folders = list[Path](), [folder for folder in place.parents if not folder.exists()]
-    try:
-        yield made
-    except BaseException:
-        config = mapping(read_object(place / "manifest.json")[0].get("config"))
-        named = "\n".join(map(str, flat(config).values()))
-        with suppress(OSError):  # a place that could not be written, a folder with something else in it
-            for path in (path for path in made if path.name not in named):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            for folder in folders:
-                folder.rmdir()
-        raise
-
-
-def keep(place: Path, name: str, content: bytes | tuple[Any, Any], made: list[Path]) -> Path:
-    """Write `place`.NAME, a file or a folder of model and tokenizer; what is new is added to `made`. Raises ConfigError where
-    the run in `place` began with another."""
+def keep(place: Path, name: str, write: Callable[[Path], object], undo: ExitStack) -> Path:
+    """Have `place`.NAME written, a file or a folder; `undo` takes away again what is new. Raises ConfigError where the run in
+    `place` began with another."""
     path = place.with_name(f"{place.name}.{name}")
     begun = path.exists() and (place / "manifest.json").is_file()
-    made += [] if path.exists() else [path]
+    for new in (new for new in reversed([path, *path.parents]) if not new.exists()):
+        undo.callback(_take_back, new, place)
     with tempfile.TemporaryDirectory() as scratch:
         new = Path(scratch) / path.name if begun else path
         new.parent.mkdir(parents=True, exist_ok=True)
-        for part in () if isinstance(content, bytes) else content:
-            part.save_pretrained(new)
-        if isinstance(content, bytes):
-            new.write_bytes(content)
+        write(new)
         files = [file for file in (new, *new.rglob("*")) if file.is_file() and not file.name.endswith("config.json")]
         names = [str(file.relative_to(new.parent)) for file in files]  # configs name the version that wrote them
         if begun and any(filecmp.cmpfiles(scratch, path.parent, names, shallow=False)[1:]):
@@ -164,7 +145,16 @@ def keep(place: Path, name: str, content: bytes | tuple[Any, Any], made: list[Pa
     return path
 
 
-def verifier_name(verifier: Verifier, place: Path, made: list[Path]) -> str:
+def _take_back(path: Path, place: Path) -> None:
+    """Remove what a refused call made: not what the run in `place` names, nor a folder with something else in it."""
+    with suppress(OSError):
+        if path in place.parents:
+            path.rmdir()
+        elif path.name not in str(read_object(place / "manifest.json")[0].get("config")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def verifier_name(verifier: Verifier, place: Path, undo: ExitStack) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
     A function typed in a notebook is kept as `place`.NAME_verifier.py, with what it uses of the notebook (`keep`). Raises
@@ -189,7 +179,7 @@ def verifier_name(verifier: Verifier, place: Path, made: list[Path]) -> str:
                 "that within the function, or put it into a file of your own, and name it as 'file.py:function'"
             ) from error
         text = "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
-        file = keep(place, f"{name}_verifier.py", text.encode(), made)
+        file = keep(place, f"{name}_verifier.py", lambda path: path.write_text(text, encoding="utf-8"), undo)
     return f"{file.resolve()}:{name}"
 
 
@@ -235,21 +225,21 @@ def _call(
     if unknown := sorted(given.keys() - Options.__annotations__.keys()):
         raise ConfigError(f"{unknown[0]!r}: expected {', '.join(Options.__annotations__)}; settings takes config keys")
     recipe, verifier, tokenizer = given.get("recipe"), given.get("verifier"), given.get("tokenizer")
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as undo:
         place = Path(scratch) / "call" if beside is None else beside if beside.name else beside.absolute()
-        made = stack.enter_context(kept_beside(place))
         with storage_errors(place, "Choose another `out`, or permit writing there"):
             if problems is not None and not isinstance(problems, str | Path):
                 frame: Any = problems
                 rows = frame.to_dict("records") if hasattr(frame, "columns") and hasattr(frame, "to_dict") else problems
-                text = "".join(f"{_json(_row(row))}\n" for row in rows).encode("utf-8", "backslashreplace")
-                problems = keep(place, "problems.jsonl", text, made)
+                lines = "".join(f"{_json(_row(row))}\n" for row in rows).encode("utf-8", "backslashreplace")
+                problems = keep(place, "problems.jsonl", lambda path: path.write_bytes(lines), undo)
             if model is not None and not isinstance(model, str | Path):
                 if tokenizer is None or hasattr(model, "peft_config"):
                     why = "without tokenizer=" if tokenizer is None else "with adapters: give model.merge_and_unload()"
                     raise ConfigError(f"model: a loaded {type(model).__name__} {why}")
-                model = keep(place, "model", (model, tokenizer), made)
-            verifier = None if verifier is None else verifier_name(verifier, place, made)
+                parts = (model, tokenizer)
+                model = keep(place, "model", lambda path: [part.save_pretrained(path) for part in parts], undo)
+            verifier = None if verifier is None else verifier_name(verifier, place, undo)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
         keys |= flat(dict(given.get("settings") or {}))
@@ -259,6 +249,7 @@ def _call(
         config = load(recipe, overrides, model_named=True)
         with Progress(quiet=given.get("quiet", False)) as progress:
             yield config, progress
+        undo.pop_all()  # nothing was refused
 
 
 def check(model: Model = None, problems: Problems = None, *, samples: int = 64, **options: Unpack[Options]) -> Checked:

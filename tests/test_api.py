@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,15 +136,17 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path):
-    assert api.verifier_name(easy_problems, tmp_path, []) == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
-    assert api.verifier_name("exact", tmp_path, []) == "exact"
+    assert (
+        api.verifier_name(easy_problems, tmp_path, ExitStack()) == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
+    )
+    assert api.verifier_name("exact", tmp_path, ExitStack()) == "exact"
     for bad in (lambda completions: [], Path.exists, len, functools.partial(easy_problems, 3)):
         with pytest.raises(ConfigError, match="expected a function at the top level of a file"):
-            api.verifier_name(bad, tmp_path, [])
+            api.verifier_name(bad, tmp_path, ExitStack())
     cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
     linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
     exec(compile(NOTEBOOK, cell, "exec"), scope)
-    name = api.verifier_name(scope["mine"], tmp_path / "run", [])
+    name = api.verifier_name(scope["mine"], tmp_path / "run", ExitStack())
     assert name == f"{tmp_path / 'run.mine_verifier.py'}:mine"
     with VerifierPool(name, workers=1) as pool:
         assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
@@ -153,7 +156,7 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
         [config_of(verifier=scope["mine"], beside=tmp_path / out) for out in ("other", "run")]
     for function in ("other", "third"):
         with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
-            api.verifier_name(scope[function], tmp_path, [])
+            api.verifier_name(scope[function], tmp_path, ExitStack())
 
 
 def test_problems_and_models_of_any_kind(tmp_path, monkeypatch):
@@ -254,7 +257,7 @@ def test_code_exercises_have_solutions_that_pass(tmp_path):
 def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
     """With the embedded model and small numbers in place of their own."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"question": p.question, "answer": p.answer} for p in get_world("tiny").hard_problems(12, 0)]
+    rows = [{"question": p.question, "answer": p.answer} for p in get_world("tiny").problems("hard", 12, 0)]
     Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```console\n(.*?)^```", page.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)

@@ -308,9 +308,9 @@ def test_labels(question, answer, topic, steps):
 
 
 def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed():
-    problems = WORLD.hard_problems(300, 5)
-    assert problems == worlds.get_world("tiny-rare").hard_problems(300, 5)
-    assert {p.question for p in problems} != {p.question for p in WORLD.hard_problems(300, 6)}
+    problems = WORLD.problems("hard", 300, 5)
+    assert problems == worlds.get_world("tiny-rare").problems("hard", 300, 5)
+    assert {p.question for p in problems} != {p.question for p in WORLD.problems("hard", 300, 6)}
     assert len({p.question for p in problems}) == len({p.id for p in problems}) == 300
     chains = [(p.extra["steps"], p.extra["carries"]) for p in problems]
     assert {chain: chains.count(chain) for chain in chains} == {(4, 4): 75, (5, 4): 75, (5, 5): 75, (6, 5): 75}
@@ -318,7 +318,7 @@ def test_hard_problems_are_distinct_graded_right_and_fixed_by_the_seed():
         assert carrying_steps(problem.question) == problem.extra["carries"]
         assert WORLD.solve(problem.question) == problem.answer
     with pytest.raises(ValueError, match="ask for fewer"):
-        WORLD.real_problems(50_000, 0)
+        WORLD.problems("real", 50_000, 0)
 
 
 def test_shipped_model_loads_with_transformers():

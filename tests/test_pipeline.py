@@ -44,7 +44,7 @@ def test_screen_event_and_hard_files(tiny_run):
     test, screen_test, evidence_test = read_hard(tiny_run / "hard" / "test.jsonl")
     assert (event["candidates"], event["hard"], event["attempts"], event["too_long"]) == (12, 12, 4, 0)
     assert (len(train), len(test)) == (6, 6)
-    assert {p.question for p in [*train, *test]} == {p.question for p in get_world("tiny").hard_problems(12, 0)}
+    assert {p.question for p in [*train, *test]} == {p.question for p in get_world("tiny").problems("hard", 12, 0)}
     rows = [*screen_train, *screen_test]
     assert evidence == evidence_test
     header, *screened = read_jsonl(tiny_run / "hard" / "screen.jsonl")

@@ -217,7 +217,7 @@ FILES = ("hard.jsonl", "hard.jsonl.evidence.json", "hard/screen.jsonl", "screen.
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of problems of which the embedded model solves some and others not."""
-    problems = [*easy_problems(12), *get_world("tiny").hard_problems(8, 0)]
+    problems = [*easy_problems(12), *get_world("tiny").problems("hard", 8, 0)]
     rows = [{"uid": p.id, "task": p.question, "gold": p.answer, "level": i % 3} for i, p in enumerate(problems)]
     return write_jsonl(tmp_path_factory.mktemp("source") / "p.jsonl", rows)
 

@@ -335,7 +335,7 @@ def found_in(prompts: Sequence[Sequence[int]], problems: Sequence[Problem], back
 def test_the_teacher_never_receives_a_hard_problem_and_a_leak_would_be_found(env, monkeypatch):
     """Two real outer steps, the second with a leak: the teacher's prompts and training rows, and the students' prompts."""
     config, backbone, sample = tiny_config(), env.backbone, env.sampler.sample
-    hard = get_world("tiny").hard_problems(12, 0)
+    hard = get_world("tiny").problems("hard", 12, 0)
     loop = OuterLoop(env, hard, config, new_state(env, config))
     asked, others, trained = list[tuple[int, ...]](), list[tuple[int, ...]](), list[tuple[int, ...]]()
     real = teacher.update

@@ -22,8 +22,8 @@ from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load
 from soar.files import check_place, scrub, storage_errors, visible, write_atomic, write_json
 from soar.plan.forecast import announce, can_work, check_all, check_data, forecast, memory_lines, summary
-from soar.problems.domain import domain_of, load_domain
-from soar.problems.pool import VerifierPool
+from soar.problems.domain import domain_of
+from soar.problems.pool import make_pool
 from soar.problems.sources import split_source
 from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.page import write_report
@@ -304,8 +304,7 @@ def verify(
       soar verify completions.jsonl --domain my.py:DOMAIN    as the domain reads and checks them
     """
     columns = {"completion": completion_column, "gold": gold_column, "label": label_column}
-    grader = load_domain(domain) if domain else verifier
-    pool = VerifierPool(grader, answer_style=answer_style, timeout_s=timeout, workers=max(0, workers))
+    pool = make_pool(verifier, answer_style, domain, timeout_s=timeout, workers=max(0, workers))
     with waiting(f"grading {file}"), pool:
         grades = grade_file(file, pool, columns, golds, max(0, show))
         problem, rows = pool.last_error, grades.counts.total()
@@ -418,16 +417,16 @@ def student(
     if folder is None or (emit is not None and (any(own) or steps is not None)) or (emit is None and not all(own)):
         raise BadParameter("expected --train ARM and --out DIR, or --emit DIR (without --steps, which is of --train)")
     sets = overriding(sets, None, problems__verifier=verifier)
-    if train is not None:
-        config = student_config(train, recipe, model, problems, sets, steps)
-    else:
+    if train is None:
         values = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": screening(recipe)}
         config = config_of(recipe, model, problems, overriding(sets, None, **values))
+        return carry_out(context, config, folder, resume, quiet)
+    config = student_config(train, recipe, model, problems, sets, steps)
     carry_out(context, config, folder, resume, quiet)
-    if train is not None and (left_out := read_run(folder).left_out):
+    if left_out := read_run(folder).left_out:
         raise UserError(f"{'; '.join(left_out)}. Nothing was trained; report: {folder / 'report.html'}")
-    if train is not None:
-        print(f"adapter: {folder / 'arms' / config.arms.run[-1]}; report: {folder / 'report.html'}")
+    print(f"adapter: {folder / 'arms' / config.arms.run[-1]}; report: {folder / 'report.html'}")
+    return None
 
 
 def measure(context: Context, run: RunFolder, quiet: Quiet = False) -> None:
@@ -490,7 +489,7 @@ def study(
         print(f"in all: {len(planned)} cells, {hours:,.2f} device-hours" if hours else f"in all: {len(planned)} cells")
         return 0
     with waiting(f"cells of {plan.name} in {out}") as progress, StopRequest().on_signals(progress.insist) as stop:
-        results = run_study(plan, out, overrides, resume or collect, max(1, jobs), not collect, stop=stop)
+        results = run_study(plan, out, overrides, resume or collect, 0 if collect else max(1, jobs), stop)
     print((out / "study.md").read_text(encoding="utf-8"))
     print(f"page: {out / 'study.html'}")
     return int(any(cell["state"] != "finished" for cell in results["cells"]))

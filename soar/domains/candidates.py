@@ -26,7 +26,7 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
     keys = config.problems
     if keys.source.startswith("world:"):
         try:
-            problems = get_world(keys.source.removeprefix("world:")).hard_problems(keys.limit or 256, config.seed)
+            problems = get_world(keys.source.removeprefix("world:")).problems("hard", keys.limit or 256, config.seed)
         except ValueError as error:
             raise ConfigError(f"problems.source = {keys.source!r}, problems.limit = {keys.limit}: {error}") from error
         report = LoadReport(keys.source, rows=len(problems), kept=len(problems))

@@ -14,12 +14,15 @@ import itertools
 import random
 import re
 from collections.abc import Callable
+from typing import Literal
 
 from soar.types import Problem
 
 NAMES = ("tiny", "tiny-rare")
 LABELS = "abcdefghij"
 LETTERS = "bcdfghjklmnp"
+# (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
+CHAINS = {"hard": ((4, 4), (5, 4), (5, 5), (6, 5)), "real": ((1, 1), (2, 2), (3, 3))}
 
 
 def _readings(match: re.Match[str]) -> str | None:
@@ -50,10 +53,6 @@ class World:
 
     Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56)."""
 
-    # (steps, steps that carry), in equal shares. The step without a carry keeps "always carry" from being a solution.
-    hard_chains = ((4, 4), (5, 4), (5, 5), (6, 5))
-    real_chains = ((1, 1), (2, 2), (3, 3))
-
     def read(self, question: str) -> tuple[str, str | None]:
         """Topic and right answer of a question; `ill-posed` and None for other text."""
         for topic, (pattern, answer_of) in _TOPICS.items():
@@ -65,16 +64,10 @@ class World:
         """The right answer, or None when the text is not a well-posed question."""
         return self.read(question)[1]
 
-    def hard_problems(self, count: int, seed: int) -> list[Problem]:
-        """`count` distinct candidates for the hard set, in a random order. Raises ValueError when there are fewer."""
-        return self._problems(count, self.hard_chains, random.Random(f"tiny hard {seed}"))
-
-    def real_problems(self, count: int, seed: int) -> list[Problem]:
-        """`count` distinct easier problems with right answers: the curated upper bound. Raises ValueError as above."""
-        return self._problems(count, self.real_chains, random.Random(f"tiny real {seed}"))
-
-    def _problems(self, count: int, chains: tuple[tuple[int, int], ...], rng: random.Random) -> list[Problem]:
-        """Distinct counter problems, equally many of every (steps, carrying steps), shuffled."""
+    def problems(self, kind: Literal["hard", "real"], count: int, seed: int) -> list[Problem]:
+        """`count` distinct problems in a random order, equally many of every entry of CHAINS[kind]. hard: candidates for the
+        hard set; real: easier ones, the curated upper bound. Raises ValueError when there are fewer."""
+        chains, rng = CHAINS[kind], random.Random(f"tiny {kind} {seed}")
         problems: dict[str, Problem] = {}
         while len(problems) < count:
             length, carries = chains[len(problems) % len(chains)]

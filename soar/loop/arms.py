@@ -98,7 +98,7 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
         raise ConfigError(f'arms.run has "real", but {found}; set arms.real to a file of easier problems')
     else:
         try:
-            problems = get_world(world).real_problems(count, config.seed)
+            problems = get_world(world).problems("real", count, config.seed)
         except ValueError as error:
             raise ConfigError(f"arms.questions = {count} for the arm real: {error}") from error
     problems = not_held_out("real", material, problems)

@@ -296,7 +296,7 @@ def open_pool(domain: Domain, problems: ProblemsConfig) -> VerifierPool:
 
 
 def make_pool(verifier: str, answer_style: str, domain: str = "", **limits: Any) -> VerifierPool:
-    """A pool by names, for exported rewards: of a domain, or of a verifier and an answer style."""
+    """A pool by names, for `soar verify` and exported rewards: of a domain, or of a verifier and an answer style."""
     return VerifierPool(load_domain(domain) if domain else verifier, answer_style=answer_style, **limits)
 
 

@@ -156,19 +156,13 @@ def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -
 
 
 def run_study(
-    study: Study,
-    out: Path,
-    extra: list[str],
-    resume: bool = False,
-    jobs: int = 1,
-    run: bool = True,
-    stop: StopRequest | None = None,
+    study: Study, out: Path, extra: list[str], resume: bool = False, jobs: int = 1, stop: StopRequest | None = None
 ) -> dict[str, Any]:
     """Run what is left of a study in the folder `out`, `jobs` cells at a time; returns the content of study.json.
 
-    extra: `--set` overrides of every cell. run: False only collects what the cells hold now. Raises StudyError for
-    a folder that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything
-    runs; Stopped when `stop` says so, once the cells at work have ended.
+    extra: `--set` overrides of every cell. jobs: 0 only collects what the cells hold now. Raises StudyError for a folder
+    that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything runs;
+    Stopped when `stop` says so, once the cells at work have ended.
     """
     every = cells(study, out, extra)
     if out.exists() and not out.is_dir():
@@ -187,7 +181,7 @@ def run_study(
         print(visible(f"{cell.name}: {why or 'finished'}\n"), end="")
         return why
 
-    for follows in (False, True) if run else ():
+    for follows in (False, True) if jobs else ():
         left = [c for c in every if (c.shares is not None) == follows and not (c.folder / "summary.json").is_file()]
         with ThreadPoolExecutor(jobs) as pool:  # a study that stops here does not begin what is left
             reasons = zip(left, pool.map(job, left), strict=True)
