@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,17 +135,15 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path):
-    assert (
-        api.verifier_name(easy_problems, tmp_path, ExitStack()) == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
-    )
-    assert api.verifier_name("exact", tmp_path, ExitStack()) == "exact"
+    assert api.verifier_name(easy_problems, tmp_path, Mock()) == f"{ROOT / 'tests' / 'loop_helpers.py'}:easy_problems"
+    assert api.verifier_name("exact", tmp_path, Mock()) == "exact"
     for bad in (lambda completions: [], Path.exists, len, functools.partial(easy_problems, 3)):
         with pytest.raises(ConfigError, match="expected a function at the top level of a file"):
-            api.verifier_name(bad, tmp_path, ExitStack())
+            api.verifier_name(bad, tmp_path, Mock())
     cell, scope = "/tmp/ipykernel_1/123.py", dict[str, Any]({"__name__": "__main__"})
     linecache.cache[cell] = (len(NOTEBOOK), None, NOTEBOOK.splitlines(keepends=True), cell)
     exec(compile(NOTEBOOK, cell, "exec"), scope)
-    name = api.verifier_name(scope["mine"], tmp_path / "run", ExitStack())
+    name = api.verifier_name(scope["mine"], tmp_path / "run", Mock())
     assert name == f"{tmp_path / 'run.mine_verifier.py'}:mine"
     with VerifierPool(name, workers=1) as pool:
         assert pool.check(["1/2 x", "1/3"], ["0.5", "0.5"]) == [Verdict.CORRECT, Verdict.WRONG]
@@ -156,7 +153,7 @@ def test_a_verifier_function_is_named_by_file(tmp_path):
         [config_of(verifier=scope["mine"], beside=tmp_path / out) for out in ("other", "run")]
     for function in ("other", "third"):
         with pytest.raises(ConfigError, match=f"{function}: it uses what cannot be written into a file"):
-            api.verifier_name(scope[function], tmp_path, ExitStack())
+            api.verifier_name(scope[function], tmp_path, Mock())
 
 
 def test_problems_and_models_of_any_kind(tmp_path, monkeypatch):

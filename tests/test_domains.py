@@ -24,7 +24,7 @@ from tokenizers import processors
 from world import carrying_steps
 
 from soar.cli import main
-from soar.config import load, resolve_path
+from soar.config import ConfigError, load, resolve_path
 from soar.domains import procedural
 from soar.domains import world as worlds
 from soar.domains.candidates import candidates
@@ -33,7 +33,7 @@ from soar.domains.procedural import compare, kind_of
 from soar.domains.science import compare_quantities, read_gold, read_quantity, read_unit
 from soar.loop.arms import oracle
 from soar.plan.forecast import check_problems
-from soar.problems.domain import Domain, DomainError, load_domain
+from soar.problems.domain import Domain, load_domain
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierError, VerifierPool
 from soar.problems.prompts import FORMATS
@@ -171,7 +171,7 @@ def test_what_a_domain_raises_is_data(hostile):
 def test_what_is_no_domain_is_refused(hostile, reference, message):
     (hostile.parent / "broken.py").write_text("1 / 0\n")
     (hostile.parent / "mute.py").write_text("from verifier_functions import Mute\nraise Mute\n")
-    with pytest.raises(DomainError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_domain(str(hostile.parent / reference) if ":" in reference else reference)
     assert str(hostile.parent / "absent") not in sys.path
 

@@ -25,7 +25,7 @@ from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
 from soar.run.setup import open_env
-from soar.run.sizes import TooLarge, check_fits, size_of
+from soar.run.sizes import check_fits, size_of
 
 
 def save_tiny(folder: Path, template: str | None = None) -> Path:
@@ -157,7 +157,7 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path, monkeypat
     needed = 2 * parameters + 2 * 32 * (1 + max(config.student.sampling.max_tokens, config.teacher.sampling.max_tokens))
     check_fits(config, needed, "cpu")
     monkeypatch.setattr("soar.run.setup.free_bytes", lambda device: needed - 1)
-    with pytest.raises(TooLarge) as refused, open_env(config):
+    with pytest.raises(ConfigError) as refused, open_env(config):
         pass
     said = str(refused.value)
     assert f"{parameters:,} parameters x 2 bytes" in said and "one device: take a larger one" in said

@@ -11,13 +11,12 @@ from soar.engine.policy import AdapterStack, load_adapter
 from soar.files import read_object
 from soar.loop.evaluate import summarize
 from soar.loop.write import TeacherError
-from soar.problems.load import read_hard
+from soar.problems.load import DataError, read_hard
 from soar.problems.prompts import FORMATS
 from soar.report.alarms import hashed_ngrams, vendi_score
 from soar.report.runs import summary_of
 from soar.run import pipeline
 from soar.run import screen as hardset
-from soar.run.pipeline import NothingToDo
 from soar.types import Problem, Screening
 
 INNER = {
@@ -165,14 +164,14 @@ def test_too_few_hard_problems(tmp_path, monkeypatch):
         return {problem.id: Screening(int(i >= 3), 4) for i, problem in enumerate(problems)}
 
     monkeypatch.setattr(hardset, "screen", screen)
-    with pytest.raises(NothingToDo) as caught:
+    with pytest.raises(DataError) as caught:
         run_tiny(tmp_path / "run", "problems.limit=6", "screen.max_successes=0")
     message = str(caught.value)
     assert "3 of 6 problems are hard (at most 0 of 4 attempts correct); left out before: none. A run" in message
     assert message.endswith("A run needs at least 4: give more or harder problems, or raise screen.max_successes.")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     said = r"0 of 0 .*; left out before: 6 too long for the context\. .* give more problems; .* a model with a longer"
-    with pytest.raises(NothingToDo, match=said):
+    with pytest.raises(DataError, match=said):
         run_tiny(tmp_path / "long", "problems.limit=6", "student.sampling.max_tokens=126")
 
 

@@ -27,7 +27,7 @@ from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.student import Plan, Training, TrainState, hinted, inner_steps, mean_metrics, rloo_steps, shuffled_passes
 from soar.run import pipeline
 from soar.run.interrupts import DeviceLost, MemoryShortage, saved_run
-from soar.types import Problem, Verdict, Verdicts
+from soar.types import Interrupted, Problem, Verdict, Verdicts
 
 STUDENTS, STEPS, LR = 5, 3, 0.02
 SMALL: dict[str, Any] = {"prompts_per_step": 2, "attempts": 6, "sampling": SamplingConfig(max_tokens=8)}
@@ -305,7 +305,7 @@ def test_all_students_failing_is_a_named_error_and_the_run_can_go_on(tmp_path, m
         population.failed_P[:] = True
         return population
 
-    with monkeypatch.context() as patch, pytest.raises(pipeline.StudentsFailed) as caught:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
         patch.setattr(pipeline.OuterLoop, "teach", diverge)
         run_tiny(tmp_path / "run", *changes)
     assert "every student of outer step 0 produced NaN or inf" in str(caught.value)

@@ -25,7 +25,7 @@ from soar.report.alarms import step_vendi
 from soar.report.text import fill
 from soar.run.interrupts import StopRequest
 from soar.studies import study as study_room
-from soar.studies.study import STUDIES, Cell, Study, StudyError, cells, collect, read_study, run_study, tables
+from soar.studies.study import STUDIES, Cell, Study, cells, collect, read_study, run_study, tables
 
 TOY = (Path(__file__).parent / "cases" / "toy.toml").read_text(encoding="utf-8")
 
@@ -185,7 +185,7 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
     monkeypatch.setattr(study_room, "run_in_process", nothing)
 
     def refused(out: Path, message: str, text: str = TOY, *more: str, resume: bool = True) -> None:
-        with pytest.raises(StudyError, match=message):
+        with pytest.raises(study_room.RunFolderError, match=message):
             run_study(toy(tmp_path, text), out, [*extra, *more], resume=resume)
 
     (tmp_path / "other").mkdir()

@@ -13,22 +13,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from soar.config import ProblemsConfig
+from soar.config import ConfigError, ProblemsConfig
 from soar.files import asset, sha256_of
 from soar.problems.answers import MAX_ANSWER_CHARS, MAX_COMPLETION_CHARS, PATTERNS, extract, normalize, still_thinks
 from soar.problems.load import fingerprint
 from soar.problems.prompts import FORMATS, PromptFormat, frozen, tagged
 from soar.problems.sources import PREFIX, environment, with_options
 from soar.problems.verify import COMPARERS, VerifierError, as_verdict, gold_kind, is_parsable
-from soar.types import Problem, Reason, Rejection, UserError, Verdict, said_by
+from soar.types import Problem, Reason, Rejection, Verdict, said_by
 
 WORDS = asset("domains")
 BUILTIN = {name: f"soar.domains.{name}:{name.upper()}" for name in WORDS}
 MAX_QUESTION_CHARS = 4_000
-
-
-class DomainError(UserError, ValueError):
-    """A domain that cannot be used: unknown name, a file that raises, an object that is no `Domain`."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class Domain:
 def domain_of(problems: ProblemsConfig) -> Domain:
     """The domain of a config: `problems.domain`, else the one made of problems.format and problems.verifier.
 
-    An environment of verifiers has its own prompt and rewards. Raises DomainError and DataError."""
+    An environment of verifiers has its own prompt and rewards. Raises ConfigError and DataError."""
     if problems.domain:
         return load_domain(problems.domain)
     fmt, verifier = FORMATS[problems.format], problems.verifier
@@ -105,24 +101,24 @@ def styled(name: str, make: Any = tagged, **fields: Any) -> Domain:
 
 
 def load_domain(reference: str) -> Domain:
-    """A built-in domain by its name, or the one behind `file.py:NAME` or `module:NAME`. Raises DomainError."""
+    """A built-in domain by its name, or the one behind `file.py:NAME` or `module:NAME`. Raises ConfigError."""
     place, says = BUILTIN.get(reference, reference), f"problems.domain = {reference!r}"
     if ":" not in place:
         expected = f"one of {', '.join(sorted(BUILTIN))}, or one of yours as file.py:NAME or module:NAME"
-        raise DomainError(f"{says}: expected {expected}")
+        raise ConfigError(f"{says}: expected {expected}")
     try:
         module, attribute = load_module(place)
     except Exception as error:  # a user's module may raise anything when it is imported
-        raise DomainError(f"{says} cannot be loaded: {said_by(error)}; mend the file") from error
+        raise ConfigError(f"{says} cannot be loaded: {said_by(error)}; mend the file") from error
     domain = getattr(module, attribute, None)
     if not isinstance(domain, Domain):
         kind = type(domain).__name__
-        raise DomainError(f"{says}: {attribute!r} is {kind}, expected a soar.problems.domain.Domain (docs/domains.md)")
+        raise ConfigError(f"{says}: {attribute!r} is {kind}, expected a soar.problems.domain.Domain (docs/domains.md)")
     if not domain.name.isidentifier():
-        raise DomainError(f"{says}: name = {domain.name!r}, expected one word like chemistry")
+        raise ConfigError(f"{says}: name = {domain.name!r}, expected one word like chemistry")
     if domain.verify is None and domain.verifier not in COMPARERS:
         expected = f"one of {', '.join(COMPARERS)}; a check of your own is `verify`"
-        raise DomainError(f"{says}: verifier = {domain.verifier!r}, expected {expected}")
+        raise ConfigError(f"{says}: verifier = {domain.verifier!r}, expected {expected}")
     file = "" if place.startswith("soar.") else getattr(module, "__file__", None) or ""
     digest = sha256_of(Path(file)) if Path(file).is_file() else ""
     return replace(domain, reference=reference, source_sha256=digest)

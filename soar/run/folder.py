@@ -44,7 +44,7 @@ REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", "now.json", F
 
 
 class RunFolderError(UserError):
-    """A run folder that cannot be used as asked; nothing in it was changed."""
+    """A run or study folder that cannot be used as asked; nothing in it was changed."""
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
 from soar.loop.write import NO_BOUND, Bound, TeacherError, row_of
-from soar.problems.load import find_leaks, split
+from soar.problems.load import DataError, find_leaks, split
 from soar.report.alarms import TEXTS, alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
 from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
@@ -37,15 +37,7 @@ from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
 from soar.run.setup import labelled, open_env, save_adapter
 from soar.run.sinks import Loggers
-from soar.types import Problem, Screening, UserError
-
-
-class NothingToDo(UserError):
-    """The problem set holds too few hard problems for a run."""
-
-
-class StudentsFailed(UserError):
-    """Every student of an outer step produced NaN or inf."""
+from soar.types import Interrupted, Problem, Screening, UserError
 
 
 @dataclass
@@ -134,7 +126,7 @@ class Run:
                 room = "lower student.sampling.max_tokens, give a model with a longer context"
                 keys += f"; for those left out: {room}, or choose another verifier than {self.env.verifier.name!r}"
             why = f"{of_all} problems are hard ({rule}); left out before: {before or 'none'}. A run needs at least 4"
-            raise NothingToDo(f"{why}: {keys}.")
+            raise DataError(f"{why}: {keys}.")
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         halves = {"train": self.hard_train, "test": self.hard_test}
         hard_set = digest([[problem.id for problem in half] for half in halves.values()])
@@ -198,7 +190,7 @@ class Run:
             found = f"every student of outer step {state.step - 1} produced NaN or inf, so the step has no reward"
             advice = 'if that fails too, lower student.optimizer.lr or set model.dtype = "float32" in a new run'
             go_on = f"{resume_command(self.folder.path)} goes on with the next step"
-            raise StudentsFailed(f"{found}; it is recorded and saved. {go_on}; {advice}")
+            raise Interrupted(f"{found}; it is recorded and saved. {go_on}; {advice}")
 
     def _keep(self, groups: list[list[Row]], **place: Any) -> None:
         """Completions to rollouts.jsonl, in turn from each group, as fit in the share of a step or of a third of an arm."""
@@ -406,8 +398,8 @@ def execute(
 ) -> Row:
     """Run `config` in the folder `out`; returns the summary.
 
-    Raises ConfigError, DataError, RunFolderError, NothingToDo; Stopped when `stop`, a limit or a promotion on
-    hold ends it; TeacherError, StudentsFailed, MemoryShortage, DeviceLost, StorageError with the state kept.
+    Raises ConfigError, DataError, RunFolderError; Stopped when `stop`, a limit or a promotion on
+    hold ends it; TeacherError, Interrupted, MemoryShortage, DeviceLost, StorageError with the state kept.
     """
     check_cluster(config)
     with (

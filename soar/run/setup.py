@@ -45,8 +45,8 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 
 @contextmanager
 def open_env(config: Config) -> Iterator[RolloutEnv]:
-    """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises TooLarge before anything is
-    loaded when the model does not fit its device, ConfigError for the rest."""
+    """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises ConfigError,
+    for a model that does not fit its device before anything is loaded."""
     domain = domain_of(config.problems)  # before the model, which takes minutes
     backbone: Backbone
     sampler: Sampler

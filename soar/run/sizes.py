@@ -10,15 +10,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from soar.config import Config, ModelConfig, resolve_path
+from soar.config import Config, ConfigError, ModelConfig, resolve_path
 from soar.engine.memory import GIB
-from soar.types import UserError
 
 BYTES = {"float32": 4, "bfloat16": 2}
-
-
-class TooLarge(UserError):
-    """A base model that does not fit its device; the message holds the arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +78,10 @@ def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str =
 
 
 def check_fits(config: Config, available: int, device: str) -> None:
-    """Raises TooLarge for a base model that, by its files, does not fit in so many bytes beside one row's cache."""
+    """Raises ConfigError for a base model that, by its files, does not fit in so many bytes beside one row's cache."""
     size = size_of(config.model)
     needed, lines = memory_of(config, size, 1, device) if size and size.token_values else (0.0, [])
     if needed > available:
         found = f"model.path = {config.model.path!r} does not fit {device}, which has {available / GIB:.1f} GiB free:"
         advice = "One process trains on one device: take a larger one or a smaller model."
-        raise TooLarge("\n".join((found, *lines, advice)))
+        raise ConfigError("\n".join((found, *lines, advice)))

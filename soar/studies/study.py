@@ -27,8 +27,9 @@ from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_se
 from soar.report import text as wording
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, numbers, read_run
+from soar.run.folder import RunFolderError
 from soar.run.interrupts import StopRequest
-from soar.types import UserError, mean
+from soar.types import mean
 
 STUDIES = RECIPES / "studies"
 DEFINITION = "definition.json"
@@ -43,10 +44,6 @@ TEACHER_STEPS = 3  # outer steps at the start, and at the end, that are compared
 TEACHER_FIGURES = ("mean", "accepted_share", "distinct_share", "vendi", "well_posed", "correct", "teacher_kl")
 CAN_COLLAPSE = ("distinct_share", "accepted_share", "vendi")
 COLLAPSE = 0.5  # a teacher has collapsed when one of them falls below this part of its start
-
-
-class StudyError(UserError):
-    """A study folder that cannot be used as asked."""
 
 
 class Study(Section):
@@ -160,13 +157,13 @@ def run_study(
 ) -> dict[str, Any]:
     """Run what is left of a study in the folder `out`, `jobs` cells at a time; returns the content of study.json.
 
-    extra: `--set` overrides of every cell. jobs: 0 only collects what the cells hold now. Raises StudyError for a folder
+    extra: `--set` overrides of every cell. jobs: 0 only collects what the cells hold now. Raises RunFolderError for a folder
     that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything runs;
     Stopped when `stop` says so, once the cells at work have ended.
     """
     every = cells(study, out, extra)
     if out.exists() and not out.is_dir():
-        raise StudyError(f"{out} is a file, expected a folder; give another --out")
+        raise RunFolderError(f"{out} is a file, expected a folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     recipe = {"extra": list(extra), "recipe_sha256": sha256_of(find_recipe(study.recipe))}
     _claim(study.model_dump(mode="json") | recipe, out, resume)
@@ -202,19 +199,19 @@ def _claim(wanted: dict[str, Any], out: Path, resume: bool) -> None:
     path = out / DEFINITION
     if path.is_file():
         if not resume:
-            raise StudyError(f"{out} holds a study; give --resume to continue it, or another --out")
+            raise RunFolderError(f"{out} holds a study; give --resume to continue it, or another --out")
         recorded, notes = read_object(path)
         if notes:
-            raise StudyError(f"{'; '.join(notes)}; give another --out")
+            raise RunFolderError(f"{'; '.join(notes)}; give another --out")
         lines = [line for line in difference(recorded, wanted) if line.split(":", 1)[0] not in MAY_CHANGE]
         begun = recorded.get("seeds")
         gone = [seed for seed in begun if seed not in wanted["seeds"]] if isinstance(begun, list) else [begun]
         lines += [f"seeds: {gone} left out"] if gone else []
         if lines:
             shown = "\n  ".join(lines)
-            raise StudyError(f"{out} was begun as another study:\n  {shown}\nGive the same one, or another --out")
+            raise RunFolderError(f"{out} was begun as another study:\n  {shown}\nGive the same one, or another --out")
     elif any(out.iterdir()):
-        raise StudyError(f"{out} is not empty and holds no study; give another --out")
+        raise RunFolderError(f"{out} is not empty and holds no study; give another --out")
     write_json(path, wanted)
 
 
