@@ -164,20 +164,17 @@ def verifier_name(verifier: Verifier, place: Path, undo: ExitStack) -> str:
         return verifier
     name = getattr(verifier, "__qualname__", repr(verifier))
     if not name.isidentifier() or not inspect.isfunction(verifier):
-        raise ConfigError(
-            f"verifier = {name}: expected a function at the top level of a file or notebook, since worker processes import "
-            "it by name; give it a name there, or name it as 'file.py:function'"
-        )
+        expected = "expected a function at the top level of a file or notebook, since worker processes import it by"
+        raise ConfigError(f"verifier = {name}: {expected} name; give it a name there, or name it as 'file.py:function'")
     file = Path(inspect.getfile(verifier))
     if not file.is_file():
         lines = dict[str, str]()
         try:
             _add(name, verifier, verifier.__globals__, lines)
         except (OSError, TypeError, ValueError, SyntaxError) as error:
-            raise ConfigError(
-                f"verifier = {name}: it uses what cannot be written into a file for the worker processes ({error}); define "
-                "that within the function, or put it into a file of your own, and name it as 'file.py:function'"
-            ) from error
+            found = f"it uses what cannot be written into a file for the worker processes ({error})"
+            advice = "define that within the function, or put it into a file of your own"
+            raise ConfigError(f"verifier = {name}: {found}; {advice}, and name it as 'file.py:function'") from error
         text = "\n\n".join(["from __future__ import annotations", *lines.values(), ""])
         file = keep(place, f"{name}_verifier.py", lambda path: path.write_text(text, encoding="utf-8"), undo)
     return f"{file.resolve()}:{name}"

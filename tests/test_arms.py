@@ -231,9 +231,8 @@ def test_every_arm_gets_the_same_total_of_tokens(tmp_path, monkeypatch):
     assert list(left) == names[:3]
     said = "".join(row["message"] for row in alarms)
     assert re.search(r"its search took \d+ of arms.tokens = 400; raise it", said)
-    assert re.search(
-        r"variants is left out: .*half of .*arms.tokens = 400, .*; raise it.*: no variant was solved", said
-    )
+    words = r"variants is left out: .*half of .*arms.tokens = 400, .*; raise it.*: no variant was solved"
+    assert re.search(words, said)
     most = run["pq"]["tokens"]["search"]
     assert not run_tiny(tmp_path / "exact", *keys, 'arms.run=["pq"]', f"arms.tokens={most}")["arms"], "nothing is left"
 
@@ -330,9 +329,8 @@ def test_an_arm_trains_on_its_questions_for_what_the_loop_spent_rounded_up():
     assert first == {"event": "arm_step", "arm": "first", "step": 1, "kl": 1.0}
     assert (second["step"], alarm["kind"], alarm["arm"]) == (2, "arm failed", "first")
     assert len(arms.arm_events("first", plan_of("first", steps=4), state)) == 2  # the alarm comes at the end
-    assert plan_of("b", 9, tokens=99).finished(state) and not plan_of("b", 9).finished(state), (
-        "who draws no tokens is over"
-    )
+    over = plan_of("b", 9, tokens=99)  # who draws no tokens is
+    assert over.finished(state) and not plan_of("b", 9).finished(state)
     hard, pq = ([Problem(f"{kind}-{i}", f"{kind} {i}", "0") for i in range(n)] for kind, n in (("hard", 6), ("pq", 4)))
 
     def asked(name: str, steps: int, *keys: str) -> list[list[str]]:

@@ -213,9 +213,8 @@ def test_whether_rewards_tell_the_sets_of_a_step_apart():
     steps = [list(zip(g.mean(1), g.std(1, ddof=1) / 3**0.5, strict=True)) for g in gains]
     assert told_apart(steps[:1], 3) == pytest.approx(tuple(f_oneway(*gains[0])))
     both = told_apart(steps, 3)
-    assert both is not None and both[0] == pytest.approx(
-        sum(g.mean(1).var(ddof=1) for g in gains) / 2 / (sum(g.var(1, ddof=1).mean() for g in gains) / 2 / 3)
-    )
+    between, within = gains.mean(2).var(1, ddof=1).mean(), gains.var(2, ddof=1).mean()
+    assert both is not None and both[0] == pytest.approx(between / (within / 3))
     apart = told_apart([[(mean + 5 * i, error) for i, (mean, error) in enumerate(step)] for step in steps], 3)
     assert apart is not None and apart[1] < 1e-6 < 0.05 < both[1]
     nothing: list[Any] = [([], 3), ([[(1.0, 0.5)]], 3), (steps, 1), ([[(1.0, 0.0), (2.0, 0.0)]], 3)]

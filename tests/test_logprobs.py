@@ -162,9 +162,8 @@ def test_equals_torch_attention(kv_heads, length, keys, masked):
         mask = causal.expand(3, 1, length, keys).clone()
         mask[1, :, :, 1 : keys // 2] = False
     out, weights = grouped_attention(nn.Module(), query, key, value, mask, scaling=0.3)
-    expected = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=causal if mask is None else mask, scale=0.3, enable_gqa=True
-    )
+    seen = causal if mask is None else mask
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.3, enable_gqa=True)
     assert weights is None
     torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
 

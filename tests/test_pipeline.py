@@ -77,9 +77,8 @@ def test_outer_steps(tiny_run):
 def test_questions_and_promotion_questions(tiny_run):
     world, questions = get_world("tiny"), read_jsonl(tiny_run / "questions.jsonl")
     steps, promotions = events(tiny_run, "outer_step"), events(tiny_run, "promotion")
-    assert [(row["step"], row["dataset"]) for row in questions] == [
-        (step, dataset) for step in range(2) for dataset in range(3) for _ in range(4)
-    ]
+    places = [(step, dataset) for step in range(2) for dataset in range(3) for _ in range(4)]
+    assert [(row["step"], row["dataset"]) for row in questions] == places
     for row in questions:
         assert row["reward"] == steps[row["step"]]["reward_G"][row["dataset"]]
         told, asked = (row["topic"], row["well_posed"], row["correct"]), row["question"]

@@ -328,9 +328,8 @@ def test_what_the_teacher_wrote_and_what_changed():
 def test_damaged_files_are_named(tiny_run, tmp_path):
     (tmp_path / "manifest.json").write_text("[1, 2]")
     (tmp_path / "summary.json").write_text("{")
-    (tmp_path / "metrics.jsonl").write_bytes(
-        b'{"event": "alarm"}\n\n[1]\n{"a": \xff}\nnot json\n' + b"[" * 100_000 + b"\n3\n"
-    )
+    lines = b'{"event": "alarm"}\n\n[1]\n{"a": \xff}\nnot json\n' + b"[" * 100_000 + b"\n3\n"
+    (tmp_path / "metrics.jsonl").write_bytes(lines)
     run = runs.read_run(tmp_path)
     assert run.events == {"alarm": [{"event": "alarm"}]} and not run.finished
     notes = "\n".join(run.notes)

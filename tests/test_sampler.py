@@ -259,9 +259,8 @@ def test_first_tokens_follow_the_softmax(temperature, top_p):
 
     def deviations(chance_V: Tensor) -> float:
         """The largest of a count from what it should be, in standard deviations; inf for a token without a chance."""
-        return float(
-            ((counts_V - count * chance_V).abs() / (count * chance_V * (1 - chance_V)).sqrt()).nan_to_num(0).max()
-        )
+        deviation_V = (count * chance_V * (1 - chance_V)).sqrt()
+        return float(((counts_V - count * chance_V).abs() / deviation_V).nan_to_num(0).max())
 
     assert deviations(chances(temperature, top_p)) < 5
     for wrong in (chances(temperature * 1.5, top_p), chances(temperature, top_p * 0.6)):

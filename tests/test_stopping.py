@@ -83,10 +83,8 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, tiny_run):
     tokens = json.loads(max(out.glob("state/*/state.json")).read_text())["data"]["tokens"]
     assert limit_reached(LimitsConfig(max_hours=1.5, max_tokens=1000), 1.49, 999) is None
     assert limit_reached(LimitsConfig(max_hours=1.5), 1.5, 0) == "limits.max_hours = 1.5 reached"
-    assert (
-        limit_reached(LimitsConfig(max_tokens=9), 0, 9)
-        and resume_command(out, LimitsConfig(max_tokens=9), 9)[-2:] == "18"
-    )
+    few = LimitsConfig(max_tokens=9)
+    assert limit_reached(few, 0, 9) and resume_command(out, few, 9)[-2:] == "18"
     command = f"soar run --out {out} --resume --max-tokens {tokens + 1}"
     assert f"Continue with: {command}\n" in said
     assert json.loads((out / "paused.json").read_text())["resume"] == command

@@ -78,9 +78,8 @@ def test_no_file_of_a_run_holds_a_secret(odd, capsys):
 def shell(line: str, **variables: str) -> tuple[int, str, str]:
     """Exit code of the first command of a pipe, standard output and error. `soar` is this checkout's."""
     script = "set -o pipefail; " + line.replace("soar ", f"{shlex.quote(sys.executable)} -m soar.cli ", 1)
-    done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
+    words, environment = ["bash", "-c", script], {**os.environ, **variables}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
     return done.returncode, done.stdout, done.stderr
 
 

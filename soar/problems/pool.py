@@ -369,11 +369,9 @@ def adapt(function: Callable[..., Any], name: str) -> Reward:
     elif len(needed) == 2 and "trace" not in needed:
         shape = "plain"
     else:
-        raise VerifierError(
-            f"{name}{signature}: expected the shape of TRL (completions, **columns), of verl's compute_score (data_source, "
-            "solution_str, ground_truth, extra_info), of a rubric function of verifiers (completion, answer, state ...), or "
-            "(completion, answer)"
-        )
+        verl = "of verl's compute_score (data_source, solution_str, ground_truth, extra_info)"
+        rubric = "of a rubric function of verifiers (completion, answer, state ...), or (completion, answer)"
+        raise VerifierError(f"{name}{signature}: expected the shape of TRL (completions, **columns), {verl}, {rubric}")
     inner = inspect.unwrap(getattr(function, "func", function))
     inner = inner if inspect.isroutine(inner) else type(inner).__call__
     untold = subject is inspect.Parameter.empty

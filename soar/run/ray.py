@@ -54,11 +54,9 @@ class Worker:
             os.chdir(self.cwd)
         env = open_env(self.config).__enter__()  # left with the process
         if (here := env.backbone.base_digest()) != self.digest:
-            raise WorkersLost(
-                f"a worker on {platform.node()} loaded other weights than the run's process (sha256 {here[:12]} there, "
-                f"{self.digest[:12]} here); give both the same model.path and model.revision, and set model.dtype "
-                "where one has a GPU and the other has none"
-            )
+            found = f"loaded other weights than the run's process (sha256 {here[:12]} there, {self.digest[:12]} here)"
+            advice = "give both the same model.path and model.revision, and set model.dtype where only one has a GPU"
+            raise WorkersLost(f"a worker on {platform.node()} {found}; {advice}")
         return env
 
     def open(self) -> tuple[int, str]:
@@ -94,10 +92,9 @@ def check_cluster(config: Config) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"cluster.address = {address!r} cannot be reached: nothing answers at {host}, port {port} ({error}). "
-            "Start the cluster there with `ray start --head`, and give the address and port that it prints"
-        ) from error
+        found = f"cannot be reached: nothing answers at {host}, port {port} ({error})"
+        advice = "Start the cluster there with `ray start --head`, and give the address and port that it prints"
+        raise ConfigError(f"cluster.address = {address!r} {found}. {advice}") from error
 
 
 def connect(ray: Any, config: Config) -> bool:
@@ -105,21 +102,17 @@ def connect(ray: Any, config: Config) -> bool:
     Raises ConfigError when it does not answer."""
     if ray.is_initialized():
         return False
-    cluster = config.cluster
-    options: dict[str, Any] = {}
-    if not cluster.address:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options |= {"num_cpus": max(os.cpu_count() or 1, cluster.workers)}
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    address, cores = config.cluster.address, max(os.cpu_count() or 1, config.cluster.workers)
+    own: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(cluster.address or "local", log_to_driver=False, configure_logging=False, **options)
+        ray.init(address or "local", log_to_driver=False, configure_logging=False, **({} if address else own))
     except (ConnectionError, ValueError, RuntimeError, OSError, SystemExit) as error:  # Ray may end the process
-        where = f"cluster.address = {cluster.address!r}" if cluster.address else "Ray"
-        raise ConfigError(
-            f"{where} cannot be reached: {in_short(error)}. It is started with `ray start --head`; a Ray that asks for a "
-            "token wants RAY_AUTH_MODE=token here, and its RAY_AUTH_TOKEN"
-        ) from error
+        where = f"cluster.address = {address!r}" if address else "Ray"
+        token = "a Ray that asks for a token wants RAY_AUTH_MODE=token here, and its RAY_AUTH_TOKEN"
+        advice = f"It is started with `ray start --head`; {token}"
+        raise ConfigError(f"{where} cannot be reached: {in_short(error)}. {advice}") from error
     finally:  # Ray puts a handler of its own there when it starts; the run's counts
         with suppress(ValueError, TypeError):  # not the main thread, which cannot listen anyway
             signal.signal(signal.SIGTERM, handler)
@@ -170,16 +163,13 @@ class RayParallel:
                 given = (config, os.getcwd(), self._env.backbone.base_digest())
                 self.actors = [kind.remote(number + 1, *given) for number in range(self.size)]
             except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
-                raise WorkersLost(
-                    f"the cluster cannot import this package: {type(error).__name__}: {error}. Install soar-rl {VERSION} "
-                    "with the extras train and ray on every node, the head included"
-                ) from error
+                advice = f"Install soar-rl {VERSION} with the extras train and ray on every node, the head included"
+                found = f"the cluster cannot import this package: {type(error).__name__}: {error}"
+                raise WorkersLost(f"{found}. {advice}") from error
             opening = [actor.open.remote() for actor in self.actors]
             if late := self._ray.wait(opening, num_returns=len(opening), timeout=START_S)[1]:
-                raise WorkersLost(
-                    f"{len(late)} of {self.size} workers did not start in {START_S:g} s: "
-                    f"{self._asked(self._ray.available_resources())} free; lower cluster.workers or cluster.gpus"
-                )
+                free = f"{self._asked(self._ray.available_resources())} free; lower cluster.workers or cluster.gpus"
+                raise WorkersLost(f"{len(late)} of {self.size} workers did not start in {START_S:g} s: {free}")
             with self._errors():
                 pids, places = zip(*self._ray.get(opening), strict=True)
             self.pids = dict(enumerate(pids, start=1))
@@ -208,10 +198,9 @@ class RayParallel:
                 raise error.cause from None
             raise
         except self._ray.exceptions.RayError as error:
-            raise WorkersLost(
-                f"a worker was lost and started {self.cluster.retries} times (cluster.retries), at last: "
-                f"{in_short(error)}. Free memory on the workers or lower model.chunk, then continue with --resume"
-            ) from error
+            found = f"a worker was lost and started {self.cluster.retries} times (cluster.retries)"
+            advice = "Free memory on the workers or lower model.chunk, then continue with --resume"
+            raise WorkersLost(f"{found}, at last: {in_short(error)}. {advice}") from error
 
     def stream(
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick

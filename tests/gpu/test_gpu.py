@@ -181,8 +181,7 @@ def test_killed_and_resumed_runs_are_as_near_as_a_repeated_one(tmp_path):
         gap = max((weights[key] - resumed[key]).abs().max().item() for key in weights)
         print(f"{point[0]}: resumed = straight: {found == wanted}, weights differ by {gap:.2e}; repeated = straight: "
               f"{repeated == wanted}, by {apart:.2e}")  # fmt: skip
-        assert (
-            len(found["metrics"]) == len(wanted["metrics"]) and found["hard/train.jsonl"] == wanted["hard/train.jsonl"]
-        )
+        assert len(found["metrics"]) == len(wanted["metrics"])
+        assert found["hard/train.jsonl"] == wanted["hard/train.jsonl"]
         if repeated == wanted:  # else kernels add in an order of their own
             assert found == wanted and gap <= apart
