@@ -118,7 +118,7 @@ if triton is not None:
         row = tl.cast(tl.program_id(0), tl.int64)
         base, wanted = logits + row * stride, tl.load(target + row)
         at_target = tl.load(base + wanted).to(tl.float32) * inverse_temperature
-        best = float("-inf")
+        best = -3e38  # no -inf: a block of those alone would make it NaN
         mass = 0.0
         for v0 in range(0, words, BLOCK):
             v = v0 + tl.arange(0, BLOCK)
