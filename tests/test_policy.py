@@ -119,8 +119,10 @@ def test_each_thread_uses_its_own_stack(adapter):
 def test_what_cannot_be_loaded_or_used_is_named(tmp_path, monkeypatch):
     """Rows that do not divide, targets that name nothing, a tokenizer larger than its model, pickles, paths, devices."""
     backbone, words, model = tiny_backbone(), tiny_tokenizer(), tiny_model("llama")
-    with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
-        logits_of(backbone, random_stack(backbone, 3), inputs(5))
+    for join in (dict, backbone.join):  # dict: nothing is joined
+        join()
+        with pytest.raises(ValueError, match="5 rows do not divide among 3 policies"):
+            logits_of(backbone, random_stack(backbone, 3), inputs(5))
     for targets in (("q_projection",), ("lm_head",)):
         with pytest.raises(ConfigError, match=r"names no linear layer .* linear layers here: .*down_proj.*q_proj"):
             tiny_backbone(target_modules=targets)

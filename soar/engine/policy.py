@@ -90,10 +90,7 @@ class AdapterStack:
 
     def apply(self, name: str, base: nn.Linear, x: Tensor) -> Tensor:
         """Output of the linear layer `name` for rows x [P*B, ..., in], ordered by policy."""
-        policies = self.policies
-        if x.shape[0] % policies:
-            raise ValueError(f"{x.shape[0]} rows do not divide among {policies} policies; give each equally many")
-        x_P_N_I = x.reshape(policies, -1, x.shape[-1])
+        x_P_N_I = x.reshape(self.policies, -1, x.shape[-1])
         if self.kind == "full":
             out_P_N_O = torch.bmm(x_P_N_I, self._full_weight(name, base).to(x.dtype))
             if base.bias is not None:
@@ -174,6 +171,8 @@ class StackedLinear(nn.Module):
         given, out = (None, x) if stack is None else stack._ready.pop(self.name, (None, x))
         if given is x:  # the layer before gave its output
             return out
+        if stack is not None and x.shape[0] % (policies := stack.policies):
+            raise ValueError(f"{x.shape[0]} rows do not divide among {policies} policies; give each equally many")
         if stack is None or not self.behind or not torch.is_grad_enabled():
             return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
         out, *outs = stack.apply_joined({layer.name: layer.base for layer in (self, *self.behind)}, x)
