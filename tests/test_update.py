@@ -3,6 +3,7 @@
 import math
 import weakref
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tables import cases
 from torch import Tensor
 from torch.func import functional_call
 
+from soar.backends import base
 from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine import update as update_room
 from soar.engine.logprobs import Pack
@@ -39,9 +41,8 @@ def plain_steps(
 ) -> tuple[Any, Any, Any]:
     """The same steps for one policy: plain model, one row at a time, torch's AdamW. Weights, norms, KL per token."""
     base, leaves = tiny_model(name), {n: t[policy].clone().requires_grad_(True) for n, t in stack.tensors.items()}
-    optimizer = torch.optim.AdamW(
-        leaves.values(), lr=LR, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay
-    )
+    betas, eps, decay = (config.beta1, config.beta2), config.eps, config.weight_decay
+    optimizer = torch.optim.AdamW(leaves.values(), lr=LR, betas=betas, eps=eps, weight_decay=decay)
     norms, divergences = [], []
     for _ in range(count):
         weights = {}
@@ -130,6 +131,12 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch):
         return real(backbone, stack, packed, temperature)
 
     monkeypatch.setattr(update_room, "SMALLEST_MICRO_BATCH", 10)
+    backbone, tries = backbone_of("qwen2", micro_batch_tokens=90), [torch.cuda.OutOfMemoryError("no room")]
+    scores = [base.score(backbone, random_stack(backbone, POLICIES), rollouts(), 1.0)]
+    monkeypatch.setattr(base, "token_logprobs", Mock(side_effect=tries + [DEFAULT] * 99, wraps=real))
+    with pytest.warns(UserWarning, match="from here on micro-batches of 45 tokens"):
+        scores += [base.score(backbone, random_stack(backbone, POLICIES), rollouts(), 1.0)]
+    torch.testing.assert_close(*scores)
     monkeypatch.setattr(update_room, "token_logprobs", short_of_memory)
     with pytest.warns(UserWarning, match="from here on micro-batches of 45 tokens"):
         found = gradient_after(90, 0.0, lanes=True)

@@ -52,11 +52,15 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
     """Log-probability [B, T] of every token of the rollouts under their policies, on the CPU; what is not there is 0."""
     if isinstance(backbone, Backend):
         return backbone.score(stack, rollouts)
-    logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
     kept_P = native.rows_that_count(rollouts, torch.ones(rollouts.rows), stack.policies, OptimizerConfig())
-    for lane_L, packed in native.micro_batches(backbone, rollouts, kept_P, native.micro_batch_limit(backbone)):
-        lanes = stack.select(lane_L) if backbone.lanes else stack
-        with torch.no_grad():
+
+    @torch.no_grad()
+    def scores(limit: int) -> Tensor:
+        logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
+        for lane_L, packed in native.micro_batches(backbone, rollouts, kept_P, limit):
+            lanes = stack.select(lane_L) if backbone.lanes else stack
             logprob_R_T = token_logprobs(backbone, lanes, packed, temperature).cpu()
-        logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T
-    return logprob_B_T
+            logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T
+        return logprob_B_T
+
+    return native.in_micro_batches(backbone, scores)

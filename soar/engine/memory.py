@@ -33,16 +33,15 @@ def free_bytes(device: Any) -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def until_it_fits(work: Callable[[], T], shrink: Callable[[], bool]) -> T:
-    """work(), when memory runs out again and again, as long as shrink() makes it smaller; else the shortage as it came.
-
-    work leaves nothing of a failed call behind.
-    """
+def until_it_fits(work: Callable[[int], T], size: Callable[[], int], shrink: Callable[[int], bool]) -> T:
+    """work(size()), when memory runs out again and again, as long as shrink(that size) makes it smaller; else the shortage as
+    it came. work leaves nothing of a failed call behind."""
     while True:
+        tried = size()
         try:
-            return work()
+            return work(tried)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or not shrink():
+            if not is_out_of_memory(error) or not shrink(tried):
                 raise
         gc.collect()  # out here: while an error is being handled, its frames hold their tensors
         if torch := sys.modules.get("torch"):

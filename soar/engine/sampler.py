@@ -62,24 +62,24 @@ class NativeSampler:
         parts_C: list[Rollouts] = []
         first = 0
 
-        def batch() -> Rollouts:
-            part = request.select(slice(first, first + per_call))
+        def batch(prompts: int) -> Rollouts:
+            part = request.select(slice(first, first + prompts))
             if self.static and not self.backbone.apart and (stack is None or stack.kind == "lora"):
                 return SlotBatch(self.backbone, stack, part, self.on_tokens).finish(self.decoder)
             return GrowingBatch(self.backbone, stack, part, self.on_tokens).finish()
 
-        def shrink() -> bool:
+        def shrink(prompts: int) -> bool:
             nonlocal per_call
             self.decoder.release()
-            if per_call == 1:
+            if prompts == 1:
                 return False
-            per_call //= 2
+            per_call = prompts // 2
             self.max_rows = per_call * P * attempts
             warnings.warn(f"out of memory: from here on at most {self.max_rows} rows a batch", stacklevel=2)
             return True
 
         while first < Q:
-            parts_C.append(until_it_fits(batch, shrink))
+            parts_C.append(until_it_fits(batch, lambda: per_call, shrink))
             first += parts_C[-1].rows // (P * attempts)
         if len(parts_C) == 1:
             return parts_C[0]

@@ -7,7 +7,7 @@ ones, which changes no number but the last bits.
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from soar.config import OptimizerConfig, SamplingConfig
 from soar.engine.attention import sent
 from soar.engine.logprobs import Pack, pack, token_logprobs
-from soar.engine.memory import free_bytes, until_it_fits
+from soar.engine.memory import T, free_bytes, until_it_fits
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3, policy_loss
 from soar.engine.rollouts import Rollouts
@@ -59,14 +59,11 @@ def update(
     by it. A policy without a gradient still takes its AdamW step. Raises ValueError when the rows do not divide.
     """
     config, stack, temperature = optimizer.config, optimizer.stack, sampling.temperature
-    first, limit = backbone.micro_batch_tokens, 0
     kept_P = rows_that_count(rollouts, advantage_B, stack.policies, config)
     normaliser = float(rollouts.rows // stack.policies * sampling.max_tokens)
 
-    def accumulate() -> Tensor:
+    def accumulate(limit: int) -> Tensor:
         """Gradients of the whole loss, from zero; returns sums [3, P] on the CPU: log-probability gap, k3, tokens."""
-        nonlocal limit
-        limit = micro_batch_limit(backbone)
         sums_3_B = torch.zeros(3, rollouts.rows, device=backbone.device)
         advantages_B = advantage_B.to(backbone.device)
         optimizer.zero()
@@ -89,7 +86,7 @@ def update(
             del live, leaves, logprob_R_T, loss_R  # the graph holds the lanes' adapters and gradients
         return sums_3_B.view(3, stack.policies, -1).sum(2).cpu()
 
-    gap_P, kl_P, tokens_P = until_it_fits(accumulate, lambda: _shrink(backbone, limit, first))
+    gap_P, kl_P, tokens_P = in_micro_batches(backbone, accumulate)
     norm_P, failed_P = optimizer.step(lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full_like(kl_P, math.nan)
@@ -106,18 +103,23 @@ def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, conf
     return [(row.nonzero()[:, 0] + first).tolist() for row, first in zip(counts_P_B, first_P, strict=True)]
 
 
-def _shrink(backbone: Backbone, limit: int, first: int) -> bool:
-    """Half of `limit`, the tokens of a micro-batch; then, from the first setting on, recomputing; False: nothing is left."""
-    if limit > SMALLEST_MICRO_BATCH:
-        backbone.micro_batch_tokens = max(SMALLEST_MICRO_BATCH, limit // 2)
-        how = f"micro-batches of {backbone.micro_batch_tokens} tokens"
-    elif backbone.recompute():
-        backbone.micro_batch_tokens = first
-        how = "with gradient checkpointing"
-    else:
-        return False
-    warnings.warn(f"out of memory: from here on {how}", stacklevel=2)
-    return True
+def in_micro_batches(backbone: Backbone, work: Callable[[int], T]) -> T:
+    """work(tokens of a micro-batch); when memory runs out, half as many, then, from the first setting on, recomputing."""
+    first = backbone.micro_batch_tokens
+
+    def shrink(limit: int) -> bool:
+        if limit > SMALLEST_MICRO_BATCH:
+            backbone.micro_batch_tokens = max(SMALLEST_MICRO_BATCH, limit // 2)
+            how = f"micro-batches of {backbone.micro_batch_tokens} tokens"
+        elif backbone.recompute():
+            backbone.micro_batch_tokens = first
+            how = "with gradient checkpointing"
+        else:
+            return False
+        warnings.warn(f"out of memory: from here on {how}", stacklevel=2)
+        return True
+
+    return until_it_fits(work, lambda: micro_batch_limit(backbone), shrink)
 
 
 def micro_batch_limit(backbone: Backbone) -> int:
