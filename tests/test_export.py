@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +206,14 @@ def test_exported_weights_give_our_logits(run, tmp_path, monkeypatch, policy, ki
     assert "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n" in card
     assert f"AutoModelForCausalLM.from_pretrained({json.dumps(settings['base_model_name_or_path'])}" in card
     assert "base_model:" not in card, "a model here is no name on the hub"
+
+
+@pytest.mark.parametrize(("form", "first"), cases("export", "killed"))
+def test_an_export_that_was_killed_is_taken_for_none_and_is_made_again(tiny_run, tmp_path, form, first):
+    program = (Path(__file__).parent / "cases" / "killed_export.txt").read_text(encoding="utf-8")
+    command = [sys.executable, "-c", program, str(tiny_run), str(tmp_path), form, first]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.endswith("whole at last\n"), done.stderr
 
 
 def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from soar.config import ProblemsConfig, refuse_code, resolve_path
-from soar.files import Row, json_bytes, read_object, storage_errors, visible, write_atomic
+from soar.files import Row, json_bytes, read_object, storage_errors, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
 from soar.report.text import ARM_MEANINGS, fill, held_out
@@ -20,7 +20,7 @@ from soar.types import VERSION, UserError, import_extra, shared_columns
 
 # Of the row of a hard problem: no columns of its source, or written anew.
 OURS = {"id", "question", "answer", "successes", "attempts", "truncated", "prompt", "reward_model"}
-SOURCES = {"pq": "promotion questions", "all": "accepted questions"}
+BEGUN = ".unfinished"  # a file in a folder that is being filled: what is written there, by name
 
 
 class ExportError(UserError):
@@ -132,18 +132,25 @@ def card(file: str, /, **values: Any) -> bytes:
 
 
 def _begin(run_dir: Path, out: Path) -> Run:
-    """The run to export, once it is known that the target is free (`new/..` is a folder that is there)."""
-    if (place := Path(os.path.realpath(out))).exists() and (not place.is_dir() or any(place.iterdir())):
+    """The run to export, once it is known that the target is free: nothing is there but what a killed export has left."""
+    place = Path(os.path.realpath(out))  # `new/..` is a folder that is there
+    left = {BEGUN, *read_object(place / BEGUN)[0], *(path.name for path in place.glob(".*.[0-9]*.tmp"))}
+    if place.exists() and (not place.is_dir() or any(path.name not in left for path in place.iterdir())):
         raise ExportError(f"--out {out}: it exists and is not an empty folder; give another one")
     return read_run(run_dir)
 
 
 def _write(out: Path, files: dict[str, bytes]) -> list[Path]:
-    """All files of an export, or none of them; returns where they lie. Raises StorageError."""
+    """All files of an export, or none of them; returns where they lie. The first comes last: nothing loads the others
+    without it, so what a kill leaves is taken for no export. Raises StorageError."""
     try:
         with storage_errors(out, "Nothing of it is left: make room or permit writing there, or give another --out"):
-            for name, content in files.items():
-                write_atomic(out / name, content)
+            for left in (path for path in out.glob("*") if path.name != BEGUN):  # which says that they may go
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            write_json(out / BEGUN, {Path(name).parts[0]: len(content) for name, content in files.items()})
+            for name in reversed(files):
+                write_atomic(out / name, files[name])
+            (out / BEGUN).unlink()
     except BaseException:
         shutil.rmtree(os.path.realpath(out), ignore_errors=True)
         raise
@@ -170,7 +177,8 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         raise ExportError(f"{run_dir}: {domain.label} {why}; restore it, or take --format jsonl, without a reward")
     rows = collect(run, source, with_hard)
     files = files_of(form, domain, rows, run.config)
-    counts = f"{len(rows):,} {SOURCES[source]}{', hard training problems among them' * with_hard}"
+    kind = "promotion" if source == "pq" else "accepted"
+    counts = f"{len(rows):,} {kind} questions{', hard training problems among them' * with_hard}"
     shown = [{key: row[key] for key in ("question", "answer")} for row in rows[:3]]
     about = {"form": form, "data_file": next(iter(files)), "counts": counts, "rows": shown}
     files["README.md"] = card("questions", run=run, domain=domain, **about)
