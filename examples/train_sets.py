@@ -45,16 +45,22 @@ def train(place: Path, name: str, jobs: dict[str, Any]) -> None:
     )  # fmt: skip
     lines = (place / name / "train.jsonl").read_text(encoding="utf-8").split("\n")
     base = AutoModelForCausalLM.from_pretrained(jobs["model"])
+    accuracy, lengths = reward_of(place), list[int]()
+
+    def counted(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        lengths.extend(map(len, completion_ids))
+        return accuracy(completion_ids=completion_ids, **columns)
+
     trainer = RLOOTrainer(
         model=PeftModel.from_pretrained(base, str(place / "start"), is_trainable=True),
-        reward_funcs=reward_of(place),
+        reward_funcs=counted,
         args=settings,
         train_dataset=Dataset.from_list([json.loads(line) for line in lines if line]),
         processing_class=AutoTokenizer.from_pretrained(jobs["model"]),
     )
     trainer.train()
     trainer.model.save_pretrained(str(place / name / "adapter"))
-    result = {"set": name, "adapter": f"../{name}/adapter"}
+    result = {"set": name, "adapter": f"../{name}/adapter", "tokens": sum(lengths)}
     (place / "results" / f"{name}.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 

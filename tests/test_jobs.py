@@ -54,22 +54,23 @@ def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path, monkeyp
     monkeypatch.setattr(OuterLoop, "teach", teach)
     run_tiny(tmp_path / "native", *LOOP)
     monkeypatch.undo()
-    steps = len(events(tmp_path / "native", "outer_step"))
+    spent = [row["tokens"]["students"] for row in events(tmp_path / "native", "outer_step")]
     begun(tmp_path / "files")
-    for step in range(steps):
+    for step, tokens in enumerate(spent):
         place = tmp_path / "files" / "sets" / f"{step:04d}"
         for name in SETS:
             written = {row["answer"] for row in read_jsonl(tmp_path / "native/questions.jsonl") if row["step"] == step}
             rows = read_jsonl(place / name / "train.jsonl")
             assert len(rows) == (4, 6)[step] and {row["answer"] for row in rows} <= written
-            give(place, name, adapter=f"{tmp_path}/{step}/{name}")
-        if step < steps - 1:
+            generated = {"tokens": tokens - sum(spent[:step][-1:])} if name == SETS[1] else {}
+            give(place, name, adapter=f"{tmp_path}/{step}/{name}", **generated)
+        if step < len(spent) - 1:
             with pytest.raises(Stopped, match=f"outer step {step + 1} waits"):
                 run_tiny(tmp_path / "files", *FILES, resume=True)
     run_tiny(tmp_path / "files", *FILES, resume=True)
 
     def told(folder: Path) -> Any:
-        left_out = ("student_first", "student_last", "tokens", "total_tokens")
+        left_out = ("student_first", "student_last")
         rows = [{k: v for k, v in row.items() if k not in left_out} for row in without_clock(events(folder))]
         weights = (f"{name}/adapter_model.safetensors" for name in ("teacher", "student"))
         return rows, [(folder / name).read_bytes() for name in (*weights, "questions.jsonl", "pq.jsonl")]
@@ -158,4 +159,5 @@ def test_trl_trains_the_sets_of_an_outer_step(tmp_path, monkeypatch, waiting):
     trained = load_file(place / "0-0" / "adapter" / "adapter_model.safetensors")
     assert start.keys() == trained.keys() and any(not start[key].equal(trained[key]) for key in start)
     assert main(["measure", str(run), "--quiet"]) == 3
+    assert events(run, "outer_step")[0]["tokens"]["students"] > 0
     assert len(events(run, "outer_step")) == 1 and (run / "sets" / "0001" / "jobs.json").is_file()

@@ -35,11 +35,12 @@ class ResultError(UserError):
 
 
 class Result(Section):
-    """What a file in `results` says of one set. adapter: PEFT folder, from the file's own place."""
+    """What a file in `results` says of one set. adapter: PEFT folder, from the file's own place. tokens: generated for it."""
 
     set: str
     pass_rate: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     adapter: Path | None = None
+    tokens: int = Field(0, ge=0)
 
 
 def read_results(folder: Path, names: list[str]) -> list[Result]:
@@ -69,6 +70,7 @@ class FileLoop(OuterLoop):
         super().__init__(*given)
         self.folder, self.say, self.save = folder.path, folder.say, save
         self.results: list[Result] = []
+        self.go_on = f"soar measure {shlex.quote(str(folder.path))}{trust_word(folder.path)}"  # reads the results
 
     def write(self) -> QuestionSets:
         """Once for a step, however often it is begun again."""
@@ -101,10 +103,12 @@ class FileLoop(OuterLoop):
         if not self.results:
             why = f"outer step {state.step} waits for students of the {len(names)} training sets in {place}"
             advice = f"{place / 'README.md'} says how to train them; with a result of each in {results} continue with"
-            raise Stopped(why, f"{advice}: {self.go_on()}")
+            raise Stopped(why, f"{advice}: {self.go_on}")
         stack = concat([self._load(r.set, r.adapter) if r.adapter else state.baseline for r in self.results])
         rollouts = sum(map(len, rows_P)) * student.attempts  # as the sets ask for
         state.student_rollouts += rollouts
+        with self._spends("students"):
+            self.env.tokens += sum(result.tokens for result in self.results)
         return Population(stack, torch.zeros(len(names), dtype=torch.bool), [{}], rollouts)
 
     def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
@@ -123,10 +127,6 @@ class FileLoop(OuterLoop):
             why = "the next step begins with its weights: its result has a pass_rate alone"
             raise ResultError(f"the student of set {name} is promoted, and {why}; add its adapter, then measure again")
         return super()._promote(decision, question_sets, population, measured)
-
-    def go_on(self) -> str:
-        """The command that reads the results."""
-        return f"soar measure {shlex.quote(str(self.folder))}{trust_word(self.folder)}"
 
     def _load(self, name: str, folder: Path) -> AdapterStack:
         """An adapter as a student of the run, with the run's scale. Raises ResultError."""
@@ -152,5 +152,5 @@ class FileLoop(OuterLoop):
         (place / "results").mkdir(parents=True, exist_ok=True)
         jobs |= {"model": resolve_path(model.path), "lora_rank": model.lora_rank, "lora_alpha": model.lora_alpha}
         jobs |= {"student": self.config.student.model_dump(mode="json")}
-        write_atomic(place / "README.md", card("sets", jobs=jobs, student=jobs["student"], go_on=self.go_on()))
+        write_atomic(place / "README.md", card("sets", jobs=jobs, student=jobs["student"], go_on=self.go_on))
         write_json(place / "jobs.json", jobs)
