@@ -1,6 +1,7 @@
 """What every command opens: base model, sampler, prompts and verifier of a config; and how an adapter is written."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from soar.backends.base import Backend
-from soar.config import Config
+from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.engine.load import choose_device, load_backbone
 from soar.engine.memory import free_bytes
@@ -47,6 +48,8 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 def open_env(config: Config) -> Iterator[RolloutEnv]:
     """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises ConfigError,
     for a model that does not fit its device before anything is loaded."""
+    if sys.flags.optimize > 1:
+        raise ConfigError("transformers reads docstrings, which python -OO (PYTHONOPTIMIZE=2) takes away: leave it out")
     domain = domain_of(config.problems)  # before the model, which takes minutes
     backbone: Backbone
     sampler: Sampler
