@@ -45,8 +45,8 @@ class RolloutBatch:
         return len(self.verdicts)
 
     def pass_rate_P(self) -> Tensor:
-        """Mean over questions and attempts that could be scored [P]."""
-        return self.solved_P_Q_N.sum((1, 2)) / self.valid_P_Q_N.sum((1, 2)).clamp(min=1)
+        """Mean over questions of the share of right attempts, of what could be scored, as `success_rates` has it [P]."""
+        return (self.solved_P_Q_N.sum(2) / self.valid_P_Q_N.sum(2)).nanmean(1).nan_to_num()
 
 
 class RolloutEnv:
