@@ -129,7 +129,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_P_N_I: Tensor, scale: float, *parts: Any) -> tuple[Tensor, ...]:
         weights, biases, factors_a, factors_b = (parts[i::4] for i in range(4))
-        a_P_I_R = torch.cat(factors_a, 2) if len(factors_a) > 1 else factors_a[0]  # no copy in every decoding step
+        a_P_I_R = torch.cat(factors_a, 2) if len(factors_a) > 1 else factors_a[0]  # no copy for one layer
         low_P_N_R = torch.bmm(x_P_N_I, a_P_I_R)
         ctx.save_for_backward(x_P_N_I, low_P_N_R, a_P_I_R, *weights, *factors_b)
         ctx.scale = scale
@@ -173,7 +173,7 @@ class StackedLinear(nn.Module):
             return out
         if stack is not None and x.shape[0] % (policies := stack.policies):
             raise ValueError(f"{x.shape[0]} rows do not divide among {policies} policies; give each equally many")
-        if stack is None or not self.behind or not torch.is_grad_enabled():
+        if stack is None or not self.behind:
             return self.base(x) if stack is None else stack.apply(self.name, self.base, x)
         out, *outs = stack.apply_joined({layer.name: layer.base for layer in (self, *self.behind)}, x)
         stack._ready |= {layer.name: (x, other) for layer, other in zip(self.behind, outs, strict=True)}
