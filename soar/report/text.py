@@ -168,7 +168,7 @@ def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
     """
     nothing = count(run.summary.get("promotions")) == 0
     ours = [arm for arm in run.arms.values() if arm.name in OURS and not (nothing and arm.name == "ps")]
-    others = [arm for arm in run.arms.values() if not arm.name.startswith((*OURS, "real"))]
+    others = [arm for arm in run.arms.values() if not arm.name.startswith(OURS)]
     others = [arm for arm in others if arm.name != "base"] or others
     measured = [set(arm.pass_at) for arm in ours + others]
     k = min(set.intersection(*measured) or set.union(*measured)) if measured else 1
@@ -199,7 +199,9 @@ def headline(run: Run) -> str:
         return f"{start}{shares}; {why}."
     if other is None:
         return f"{start}{_about(ours, k, True)}; there is no other arm to compare it with."
-    verdict = said(gap(run, ours, other, k), "SOAR is ahead in this run", "SOAR is behind in this run")
+    times = ours.total_tokens / other.total_tokens if ours.total_tokens and other.total_tokens else 1.0
+    more = f", with {times:.1f} times the tokens" if times >= 1.1 else ""
+    verdict = said(gap(run, ours, other, k), f"SOAR is ahead in this run{more}", "SOAR is behind in this run")
     return f"{start}{_about(ours, k, True)} against {_about(other, k)}: {verdict}."
 
 
