@@ -49,8 +49,8 @@ def prepare(verb: str, name: str, *more: Any) -> FileLock | None:
             change(path, *(text.encode() for text in more))
         case "model":
             shutil.copytree(resolve_path("builtin:tiny"), path)
-        case "copy":
-            shutil.copyfile(path, str(more[0]).replace("RUN", "run"))
+        case "copy" | "link":
+            (os.symlink if verb == "link" else shutil.copyfile)(path.absolute(), str(more[0]).replace("RUN", "run"))
         case "remove":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         case "rehash":

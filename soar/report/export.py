@@ -223,9 +223,7 @@ def base_of(run: Run) -> tuple[str, Row]:
     if not isinstance(model.get("path"), str):
         raise ExportError(f"{run.path / 'manifest.json'} names no base model (config.model.path)")
     options = {key: model[key] for key in ("revision", "gguf_file") if model.get(key)}
-    if "gguf_file" not in options:
-        options["trust_remote_code"] = bool(model.get("trust_remote_code"))
-    return resolve_path(model["path"]), options
+    return resolve_path(model["path"]), {**options, "trust_remote_code": bool(model.get("trust_remote_code"))}
 
 
 def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Path]:

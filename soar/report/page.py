@@ -253,12 +253,11 @@ def loop_section(run: Run) -> dict[str, Any]:
     """The outer loop: teacher reward, promotions, pass rates, and how the questions changed, over steps."""
     rows, tau = step_rows(run), run.setting("promotion", "tau")
     marks = [float(row["step"]) for row in rows if row["promoted"]]
+    rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
+    repeats, sets = count(run.setting("student", "repeats")) or 0, list[list[tuple[float, float]]]()
     rejected: Counter[str] = Counter()
     for event in run.steps:
         rejected.update({reason: max(0, count(n) or 0) for reason, n in mapping(event.get("rejected")).items()})
-    rules = [] if tau is None else [(tau, f"\u03c4 = {tau:g}")]
-    repeats, sets = count(run.setting("student", "repeats")) or 0, list[list[tuple[float, float]]]()
-    for event in run.steps:
         rewards, errors = (x if isinstance(x := event.get(key), list) else [] for key in ("reward_G", "reward_se_G"))
         pairs = map(numbers, zip(rewards, errors, strict=False))
         sets.append([(pair[0], pair[1]) for pair in pairs if len(pair) == 2])

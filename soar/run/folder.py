@@ -85,6 +85,13 @@ def files_of(folder: Path) -> list[str]:
     return [name for name in names if name not in REWRITTEN and name.split("/")[0] not in UNTOUCHED]
 
 
+def refuse_links(folder: Path) -> None:
+    """Raises RunFolderError for a link where a run or a study writes: what lies behind it may be anybody's."""
+    for path in (path for places in ("*", "*/*", "*/*/*") for path in folder.glob(places)):
+        if path.is_symlink() and not {*UNTOUCHED} & {*path.relative_to(folder).parts[:-1]}:  # sinks make some
+            raise RunFolderError(f"{path} is a link: what is written there would lie elsewhere; put the original there")
+
+
 def _recorded(manifest: Row, path: Path) -> Config:
     """A key that the recording version did not have yet counts with its default."""
     schema, hashes = manifest.get("schema"), manifest.get("hashes")
@@ -132,6 +139,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         # A run that ended before it had an event leaves a folder that is nobody's: resuming it begins it.
         if resume and not exists and (others or not path.exists()):
             raise _no_run(path)
+        refuse_links(path)
         with files.storage_errors(path, "Choose another --out, or permit writing there"):
             path.mkdir(parents=True, exist_ok=True)
             try:  # the lock is the system's own (flock), so that of a process that died is free
@@ -354,11 +362,8 @@ def examine(folder: Path) -> list[Check]:
     if not runs:
         why = "no run folder: it has no manifest.json"
         raise ReportError(f"{folder}: {why}; give the folder that a `soar` command wrote")
-    checks: list[Check] = []
-    for run in runs:
-        name = "" if run == folder else f"{run.relative_to(folder)}: "
-        checks += [(f"{name}{what}", complaints) for what, complaints in _checks(run)]
-    return checks
+    names = {run: "" if run == folder else f"{run.relative_to(folder)}: " for run in runs}
+    return [(f"{name}{what}", complaints) for run, name in names.items() for what, complaints in _checks(run)]
 
 
 def _checks(run: Path) -> Iterator[Check]:
@@ -370,8 +375,7 @@ def _checks(run: Path) -> Iterator[Check]:
     except ConfigError as error:
         complaints.append(str(error))
     lines = sorted([*run.glob("*.jsonl"), *run.glob("hard/*.jsonl")])
-    for path in lines:
-        complaints += files.read_jsonl(path, str(path.relative_to(run)))[1]
+    complaints += [note for path in lines for note in files.read_jsonl(path, str(path.relative_to(run)))[1]]
     keys = [(kind, row.get(ONCE[kind])) for row in events for kind in ONCE if row.get("event") == kind]
     counts = Counter(f"{kind} {key!r:.40}" for kind, key in keys)
     complaints += [f"metrics.jsonl: {name} stands {n} times" for name, n in counts.items() if n > 1]
@@ -393,9 +397,8 @@ def _hashes(run: Path) -> Check:
     complaints += [f"{HASHES} lacks {name}, which every finished run has" for name in ALWAYS if name not in hashes]
     complaints += [f"{name} is missing" for name in sorted(set(hashes) - set(present))]
     complaints += [f"{name} was added after the run" for name in sorted(set(present) - set(hashes))]
-    for name in sorted(set(hashes) & set(present)):
-        if files.sha256_of(run / name) != hashes[name]:
-            complaints.append(f"{name} was changed after the run: its sha256 is not that in {HASHES}")
+    changed = [name for name in sorted(set(hashes) & set(present)) if files.sha256_of(run / name) != hashes[name]]
+    complaints += [f"{name} was changed after the run: its sha256 is not that in {HASHES}" for name in changed]
     return (f"hashes of {len(hashes)} files", complaints)
 
 

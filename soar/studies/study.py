@@ -27,7 +27,7 @@ from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_se
 from soar.report import text as wording
 from soar.report.page import column, render, step_rows
 from soar.report.runs import Arm, ReportError, Run, count, numbers, read_run
-from soar.run.folder import RunFolderError
+from soar.run.folder import RunFolderError, refuse_links
 from soar.run.interrupts import StopRequest
 from soar.types import mean
 
@@ -165,6 +165,7 @@ def run_study(
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out} is a file, expected a folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)
+    refuse_links(out)
     recipe = {"extra": list(extra), "recipe_sha256": sha256_of(find_recipe(study.recipe))}
     _claim(study.model_dump(mode="json") | recipe, out, resume)
     failures, stop = dict[str, str](), stop or StopRequest()
@@ -349,11 +350,9 @@ def tables(results: Row) -> list[Row]:
     environment.globals |= {"wording": wording, "label": partial(label, results), "change": change}
     environment.globals |= {"largest": ks[-1:], "climb": CLIMB, "steps": TEACHER_STEPS}
     for key, words in TABLES.items():
-        header, texts = [], []
-        for name, text in words["columns"]:
-            for k in ks if name == "pass@k" else [""]:
-                header.append(f"pass@{k}" if k else name)
-                texts.append(environment.from_string(text, {"this": k}))
+        columns = [(name, k, text) for name, text in words["columns"] for k in (ks if name == "pass@k" else [""])]
+        header = [f"pass@{k}" if k else name for name, k, _ in columns]
+        texts = [environment.from_string(text, {"this": k}) for _, k, text in columns]
         shown = [[text.render(row) for text in texts] for row in rows[key]]
         note = environment.from_string(words["note"]).render(results)
         every.append({"title": words["title"], "note": note, "header": header, "rows": shown})
