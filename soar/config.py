@@ -39,7 +39,7 @@ Format = Literal["tiny", "tags", "question_answer"]
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -104,7 +104,7 @@ class ProblemsConfig(Section):
     domain: str = ""  # built-in, file.py:NAME or module:NAME, with prompts and verifier; "": the next two
     format: Format = "tags"  # prompts: tags (boxed answer, instruct models), question_answer (small base models), ...
     verifier: str = "math"  # math | number | exact | choice | module:function | file.py:function | verifiers:NAME
-    success_at: float = Field(1.0, allow_inf_nan=False)  # score of a reward function from which on a text is solved
+    success_at: float = 1.0  # score of a reward function from which on a text is solved
     test_share: float = Field(0.5, gt=0, lt=1)
     limit: int = Field(0, ge=0)  # candidate problems screened at most; 0: all (1,000 of a source without an end)
     max_hard: int = Field(0, ge=0)  # hard problems kept at most; 0: all

@@ -26,9 +26,9 @@ from soar.run import pipeline
 from soar.run import ray as crew
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder
-from soar.run.ray import RayParallel, Worker, WorkersLost
+from soar.run.ray import RayParallel, Worker
 from soar.run.screen import screen_call
-from soar.types import UserError
+from soar.types import Interrupted, UserError
 
 SMALL = (
     "model.chunk=2", "teacher.steps=1", "promotion.tau=-1", "student.optimizer.lr=0.01", "student.attempts=8",
@@ -221,7 +221,7 @@ def test_workers_that_end_or_stand_still_start_again_until_the_last_loss(ray, en
         assert said[1:] in ([lost.format(one), still, lost.format(3 - one)] for one in (1, 2))
         assert not before & set(parallel.pids.values())
         message = r"was lost and started 2 times \(cluster.retries\), at last: .*--resume"
-        with pytest.raises(WorkersLost, match=message):
+        with pytest.raises(Interrupted, match=message):
             ask(parallel, piece, ("SIGKILL",))
 
 
@@ -282,7 +282,7 @@ def test_a_worker_loads_counts_names_other_weights_and_ends_with_its_gpu(env, mo
     digest = env.backbone.base_digest()
     with pytest.raises(ConfigError, match=r"'no/such/folder' cannot be loaded \(no such folder here, so "):
         Worker(1, tiny_config("model.path=no/such/folder"), os.getcwd(), digest).open()
-    with pytest.raises(WorkersLost, match="loaded other weights than the run's process"):
+    with pytest.raises(Interrupted, match="loaded other weights than the run's process"):
         Worker(1, tiny_config(), os.getcwd(), "0" * 64).open()
     worker = Worker(3, tiny_config(), os.getcwd(), digest)
     reply = worker.work(screen_call, "key", ({}, (tiny_config(),)), (easy_problems(2), 0, 4))

@@ -42,10 +42,6 @@ from soar.types import Interrupted, import_extra, no_tick
 PATH_BYTES, ALPHA, LOSS, CONNECT_S, KEY = 256, 32.0, "importance_sampling", 30.0, "TINKER_API_KEY"
 
 
-class ServiceError(Interrupted):
-    """The training service is gone, or refused what it was asked; what the run has saved is not touched."""
-
-
 @dataclass(eq=False)
 class Slot:
     """One policy on the service."""
@@ -114,7 +110,7 @@ class TinkerBackbone(Backbone):
         self._base: Any = None
 
     def ask(self, what: str, call: Callable[[], Any], seconds: float = 0.0) -> Any:
-        """call(), which waits for the service. Raises ServiceError with what was asked in place of what the SDK raises."""
+        """call(), which waits for the service. Raises Interrupted with what was asked in place of what the SDK raises."""
         seconds = seconds or self.settings.timeout_s  # the SDK itself tries again for many minutes
         try:
             return within(seconds, call)
@@ -124,7 +120,7 @@ class TinkerBackbone(Backbone):
             key = os.environ.get(KEY) or "\0"
             reason = f"{type(error).__name__}: {str(error)[:600]}".replace(key, "***")
         where = self.settings.base_url or "Thinking Machines' service"
-        raise ServiceError(f"{where}, {what}: {reason}. What the run has saved is kept, and --resume goes on from it")
+        raise Interrupted(f"{where}, {what}: {reason}. What the run has saved is kept, and --resume goes on from it")
 
     def new_stack(self, seed: int, policies: int = 1) -> AdapterStack:
         """Fresh adapters that change nothing yet, drawn by the service."""
@@ -263,8 +259,8 @@ class TinkerBackbone(Backbone):
         t, n = slot.steps, slot.steps + slot.before
         root = math.sqrt((1 - config.beta2**t) / (1 - config.beta2**n))
         rate = root * (1 - config.beta1**n) / (1 - config.beta1**t)
-        clip, decay = (config.clip if math.isfinite(config.clip) else 0.0), config.weight_decay / rate  # 0: no clipping
-        named = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps * root, "grad_clip_norm": clip}
+        named = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.eps * root, "grad_clip_norm": config.clip}
+        decay = config.weight_decay / rate
         return self.alive[slot].optim_step(self.sdk.AdamParams(learning_rate=lr * rate, weight_decay=decay, **named))
 
     def score(self, stack: AdapterStack, rollouts: Rollouts) -> Tensor:
@@ -291,7 +287,7 @@ class TinkerBackbone(Backbone):
             held = read_safetensors(files.extractfile(file).read())  # type: ignore[union-attr]
         places = {f"{name}.{ab}": f"base_model.model.{name}.lora_{ab}.weight" for name in self.layers for ab in "AB"}
         if missing := sorted(set(places.values()) - held.keys()):
-            raise ServiceError(f"the service's adapter has no {missing[0]}; backend.model is not model.path")
+            raise Interrupted(f"the service's adapter has no {missing[0]}; backend.model is not model.path")
         weights = {layer: held[place].float().T.contiguous()[None] for layer, place in places.items()}
         return AdapterStack("lora", weights, ALPHA / self.config.lora_rank)
 
@@ -344,7 +340,7 @@ def behind_prompts(scores: Sequence[Sequence[float]], rollouts: Rollouts, rows: 
 
 
 def open_tinker(config: Config) -> tuple[TinkerBackbone, TinkerBackbone]:
-    """Backbone and sampler of a config whose server answers. Raises ConfigError and ServiceError."""
+    """Backbone and sampler of a config whose server answers. Raises ConfigError and Interrupted."""
     model, backend, drawn = config.model, config.backend, (config.student.sampling, config.teacher.sampling)
     for fits, wanted in (
         (os.environ.get(KEY), f"the key in the environment variable {KEY}"),

@@ -27,39 +27,35 @@ from soar.report.export import card, files_of, source_columns
 from soar.run.folder import RunFolder
 from soar.run.interrupts import Stopped, trust_word
 from soar.run.setup import save_adapter
-from soar.types import Decision, Problem, UserError
-
-
-class ResultError(UserError):
-    """A result of a training set that is missing or cannot be used; the run is as it was, mend it and measure again."""
+from soar.types import Decision, Problem
 
 
 class Result(Section):
     """What a file in `results` says of one set. adapter: PEFT folder, from the file's own place. tokens: generated for it."""
 
     set: str
-    pass_rate: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    pass_rate: float | None = Field(None, ge=0, le=1)
     adapter: Path | None = None
     tokens: int = Field(0, ge=0)
 
 
 def read_results(folder: Path, names: list[str]) -> list[Result]:
-    """The results of all sets in order, paths resolved; none when the folder is empty. Raises ResultError, ConfigError."""
+    """The results of all sets in order, paths resolved; none when the folder is empty. Raises ConfigError."""
     results: dict[str, Result] = {}
     for path in sorted(folder.glob("*.json")):
         row, notes = read_object(path)
         if notes:
-            raise ResultError(f"{folder}/{notes[0]}; give the result of this set again")
+            raise ConfigError(f"{folder}/{notes[0]}; give the result of this set again")
         result = Result.read(row, str(path))
         if result.set not in names:
-            raise ResultError(f"{path}: set = {result.set!r}: expected one of {', '.join(names)}")
+            raise ConfigError(f"{path}: set = {result.set!r}: expected one of {', '.join(names)}")
         if result.set in results:
-            raise ResultError(f"{path}: set {result.set} has another result in this folder; keep one of them")
+            raise ConfigError(f"{path}: set {result.set} has another result in this folder; keep one of them")
         if result.pass_rate is None and result.adapter is None:
-            raise ResultError(f"{path}: expected pass_rate (0 to 1), adapter (a PEFT folder) or both")
+            raise ConfigError(f"{path}: expected pass_rate (0 to 1), adapter (a PEFT folder) or both")
         results[result.set] = result.model_copy(update={"adapter": result.adapter and path.parent / result.adapter})
     if results and (missing := [name for name in names if name not in results]):
-        raise ResultError(f"{folder} has no result of the set {', '.join(missing)}; add them, then measure again")
+        raise ConfigError(f"{folder} has no result of the set {', '.join(missing)}; add them, then measure again")
     return [results[name] for name in names] if results else []
 
 
@@ -88,7 +84,7 @@ class FileLoop(OuterLoop):
     def teach(self, question_sets: QuestionSets) -> Population:
         """The students that came back, those known by their pass rate alone as the baseline.
 
-        Raises Stopped while there are no results, ResultError for those that cannot be used.
+        Raises Stopped while there are no results, ConfigError for those that cannot be used.
         """
         student, state = self.config.student, self.state
         names = [f"{k}-{j}" for k in range(self.config.teacher.datasets) for j in range(student.repeats)]
@@ -125,15 +121,15 @@ class FileLoop(OuterLoop):
         name = f"{decision.dataset}-{decision.repeat}"
         if any(result.set == name and result.adapter is None for result in self.results):
             why = "the next step begins with its weights: its result has a pass_rate alone"
-            raise ResultError(f"the student of set {name} is promoted, and {why}; add its adapter, then measure again")
+            raise ConfigError(f"the student of set {name} is promoted, and {why}; add its adapter, then measure again")
         return super()._promote(decision, question_sets, population, measured)
 
     def _load(self, name: str, folder: Path) -> AdapterStack:
-        """An adapter as a student of the run, with the run's scale. Raises ResultError."""
+        """An adapter as a student of the run, with the run's scale. Raises ConfigError."""
         try:
             stack, scale = read_adapter(self.env.backbone, folder, self.say), self.state.baseline.scale
         except ConfigError as error:
-            raise ResultError(f"adapter of set {name}: {error}; give it again, then measure again") from error
+            raise ConfigError(f"adapter of set {name}: {error}; give it again, then measure again") from error
         tensors = {key: t * (stack.scale / scale) if key.endswith(".B") else t for key, t in stack.tensors.items()}
         return replace(stack, tensors=tensors, scale=scale)
 

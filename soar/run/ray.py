@@ -32,10 +32,6 @@ STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many
 NO_RAY = "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
 
 
-class WorkersLost(Interrupted):
-    """Worker processes that cannot be started, or that are lost again and again."""
-
-
 # What a worker sends back: who it is, key and result of the piece, tokens sampled, seconds, steps done.
 Reply = namedtuple("Reply", "number pid key value tokens seconds ticks")
 
@@ -49,14 +45,14 @@ class Worker:
 
     @cached_property
     def env(self) -> RolloutEnv:
-        """Raises WorkersLost for other weights."""
+        """Raises Interrupted for other weights."""
         if Path(self.cwd).is_dir():
             os.chdir(self.cwd)
         env = open_env(self.config).__enter__()  # left with the process
         if (here := env.backbone.base_digest()) != self.digest:
             found = f"loaded other weights than the run's process (sha256 {here[:12]} there, {self.digest[:12]} here)"
             advice = "give both the same model.path and model.revision, and set model.dtype where only one has a GPU"
-            raise WorkersLost(f"a worker on {platform.node()} {found}; {advice}")
+            raise Interrupted(f"a worker on {platform.node()} {found}; {advice}")
         return env
 
     def open(self) -> tuple[int, str]:
@@ -129,7 +125,7 @@ def in_short(error: BaseException) -> str:
 class RayParallel:
     """See the module text. Use as a context manager; workers end with it. env, threads: the driver's own; every worker has
     its base model and computes as this process would. say: lines for a person. Raises ConfigError when Ray is missing or the
-    cluster cannot hold the workers, WorkersLost when one does not start, and what they raise while they load the model."""
+    cluster cannot hold the workers, Interrupted when one does not start, and what they raise while they load the model."""
 
     def __init__(self, config: Config, env: RolloutEnv, threads: int, say: Callable[[str], None]) -> None:
         self.config, self.cluster, self.say = config, config.cluster, say
@@ -165,11 +161,11 @@ class RayParallel:
             except (ImportError, AttributeError) as error:  # Ray's client has the class imported over there first
                 advice = f"Install soar-rl {VERSION} with the extras train and ray on every node, the head included"
                 found = f"the cluster cannot import this package: {type(error).__name__}: {error}"
-                raise WorkersLost(f"{found}. {advice}") from error
+                raise Interrupted(f"{found}. {advice}") from error
             opening = [actor.open.remote() for actor in self.actors]
             if late := self._ray.wait(opening, num_returns=len(opening), timeout=START_S)[1]:
                 free = f"{self._asked(self._ray.available_resources())} free; lower cluster.workers or cluster.gpus"
-                raise WorkersLost(f"{len(late)} of {self.size} workers did not start in {START_S:g} s: {free}")
+                raise Interrupted(f"{len(late)} of {self.size} workers did not start in {START_S:g} s: {free}")
             with self._errors():
                 pids, places = zip(*self._ray.get(opening), strict=True)
             self.pids = dict(enumerate(pids, start=1))
@@ -190,7 +186,7 @@ class RayParallel:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """What the work raised, if it is a user's error or memory, as it was; workers that cannot be had as WorkersLost."""
+        """What the work raised, if it is a user's error or memory, as it was; workers that cannot be had as Interrupted."""
         try:
             yield
         except self._ray.exceptions.RayTaskError as error:
@@ -200,7 +196,7 @@ class RayParallel:
         except self._ray.exceptions.RayError as error:
             found = f"a worker was lost and started {self.cluster.retries} times (cluster.retries)"
             advice = "Free memory on the workers or lower model.chunk, then continue with --resume"
-            raise WorkersLost(f"{found}, at last: {in_short(error)}. {advice}") from error
+            raise Interrupted(f"{found}, at last: {in_short(error)}. {advice}") from error
 
     def stream(
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
