@@ -325,7 +325,7 @@ class Reward(NamedTuple):
         prompt: Any = [{"role": "user", "content": question}] if self.chat else question
         reply: Any = [{"role": "assistant", "content": completion}] if self.chat else completion
         given: dict[str, Any] = {**dict.fromkeys(GOLD, gold), **row, "answer": gold}
-        if self.shape == "plain" and self.takes != BARE:
+        if self.shape.startswith("plain") and self.takes != BARE:
             return self._score(self.function(completion, gold))
         if self.shape == "verl":
             given = {"data_source": "", "extra_info": {}, **given, "solution_str": completion, "ground_truth": gold}
@@ -379,6 +379,10 @@ def adapt(function: Callable[..., Any], name: str) -> Reward:
     chat = _mentions(code, "content", around) if untold else re.search("dict|Message", str(subject))
     takes = None if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()) else frozenset(named)
     shape = "plain" if takes == BARE and not chat else shape
+    if shape == "plain" and next(iter(named)) in GOLD[2:]:  # that name says so, unlike answer and solution
+        return Reward(
+            lambda completion, gold: function(gold, completion), name, "plain, gold answer first", None, False
+        )
     return Reward(function, name, shape, takes, bool(chat) and shape in ("TRL", "verifiers"))
 
 
