@@ -209,8 +209,16 @@ def _row(row: Any) -> dict[str, Any]:
     if isinstance(row, Problem):
         return {**row.extra, "id": row.id, "question": row.question, "answer": row.answer}
     if not isinstance(row, Mapping):
-        raise ConfigError(f"problems: found a row {row!r:.60}, expected a dict (question, answer) or a soar.Problem")
+        expected = "a dict (question, answer) or a soar.Problem; columns go in as a pandas.DataFrame"
+        raise ConfigError(f"problems: found a row {row!r:.60}, expected {expected}")
     return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
+
+
+def _named(what: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, Mapping | None):
+        return dict(given or {})
+    example = {"settings": "{'teacher.steps': 40}", "adapters": "{'student': 'runs/mine/student'}"}[what]
+    raise ConfigError(f"{what}: found {given!r:.60}, expected a dict, as {example}")
 
 
 @contextmanager
@@ -239,7 +247,7 @@ def _call(
             verifier = None if verifier is None else verifier_name(verifier, place, undo)
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
-        keys |= flat(dict(given.get("settings") or {}))
+        keys |= flat(_named("settings", given.get("settings")))
         recipe = recipe or (None if model is None and problems is None else "small-1gpu")
         # JSON is TOML for texts, numbers, truth values and lists of them; "" stands for None.
         overrides = [f"{key}={_json('' if value is None else value)}" for key, value in keys.items()]
@@ -328,8 +336,8 @@ def arms(
     names: as in `arms.run`. Questions or the teacher of another run: settings={"arms.pq_from": RUN} or
     {"arms.teacher_from": RUN}; a file of easier problems: {"arms.real": FILE}. options: as of `train`.
     """
-    fixed = {"teacher.steps": 0, "arms.run": ["base", *names]}
-    settings = {"arms.pq_steps": 0, **(options.pop("settings", None) or {}), **fixed}
+    fixed = {"teacher.steps": 0, "arms.run": ["base", *([names] if isinstance(names, str) else names)]}
+    settings = {"arms.pq_steps": 0, **_named("settings", options.pop("settings", None)), **fixed}
     return train(model, problems, out, settings=settings, **options)
 
 
@@ -344,9 +352,9 @@ def evaluate(
     adapters: name -> adapter folder, for example `{"student": "runs/mine/student"}`. The config has to fit the adapters
     (`model.adapter`, `model.lora_rank`).
     """
-    paths = {name: Path(folder) for name, folder in (adapters or {}).items()}
+    paths = {name: Path(folder) for name, folder in _named("adapters", adapters).items()}
     unset = {} if problems is None else ELSEWHERE
-    options["settings"] = {**unset, **(options.get("settings") or {}), "arms.run": []}
+    options["settings"] = {**unset, **_named("settings", options.get("settings")), "arms.run": []}
     with _call(model, problems, options) as (config, progress):
         progress.now(f"loading {config.model.path}, to measure on {config.problems.source}", tell=False)
         result, asked = measure(config, paths, progress)

@@ -60,13 +60,16 @@ def test_settings_are_those_of_the_command_line():
     config = config_of(settings={**mine, **more, "teacher.steps": torch.tensor(3)})
     assert (config.model.template_options, config.model.gguf_file) == ({"enable_thinking": False}, None)
     assert (config.arms.real, config.teacher.steps) == ("e.jsonl", 3)
-    for how, says in (({"settings": {"teacher.stps": 3}}, r"did you mean teacher\.steps"), ({"seed": 3}, "'seed'")):
-        with pytest.raises(ConfigError, match=says):
-            soar.check(**how)  # type: ignore[arg-type]
     importlib.import_module("soar.loop.evaluate")
     assert soar.evaluate is api.evaluate
     with pytest.raises(AttributeError, match="public names: Problem, __version__, "):
         soar.trian  # noqa: B018
+
+
+@pytest.mark.parametrize(("name", "given", "says"), cases("api", "refused"))
+def test_calls_that_are_refused(name, given, says):
+    with pytest.raises(ConfigError, match=says):
+        getattr(soar, name)(**given)
 
 
 def test_train_is_the_run_of_the_command_line(tiny_run, tmp_path, capsys):
@@ -165,8 +168,6 @@ def test_problems_and_models_of_any_kind(tmp_path, monkeypatch):
         assert levels == [("last 57", "7", 1.0), ("last 31", "1", None)]
     with pytest.raises(UserError, match=r"cannot be written: .*Choose another `out`"):
         soar.screen("builtin:tiny", rows, out=tmp_path / "run.problems.jsonl" / "run", recipe="tiny", quiet=True)
-    with pytest.raises(ConfigError, match="found a row 'x'"):
-        soar.check(problems=["x"])  # type: ignore[list-item]
     before = {*tmp_path.rglob("*")}
     for mine, more in (("/no/model", {}), ("builtin:tiny", {"verifier": "nope"}), ("builtin:tiny", {"resume": True})):
         with pytest.raises(UserError):
