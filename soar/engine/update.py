@@ -138,6 +138,9 @@ def micro_batch_limit(backbone: Backbone) -> int:
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
 
 
+Lane = tuple[int, list[int]]  # a policy and some of its rows
+
+
 def micro_batches(
     backbone: Backbone, rollouts: Rollouts, kept_P: list[list[int]], limit: int
 ) -> Iterator[tuple[list[int], Pack]]:
@@ -158,13 +161,13 @@ def micro_batches(
 
     totals = [max(1, size(kept)) for kept in kept_P]
     count = -(-max(totals) * len(kept_P) // limit) if longest else 0
-    batches = [[(p, list[int]()) for p in range(len(kept_P))] for _ in range(count)]
-    lanes, alike = list[tuple[int, list[int]]](), list[list[tuple[int, list[int]]]]()
+    batches: list[list[Lane]] = [[(p, []) for p in range(len(kept_P))] for _ in range(count)]
+    lanes, by_prompt = list[Lane](), list[list[Lane]]()
     for p, (kept, total) in enumerate(zip(kept_P, totals, strict=True)):
         start = 0
         for _, group in groupby(sorted(kept, key=prompt_B.__getitem__), prompt_B.__getitem__):
             rows = list(group)
-            for row in rows:
+            for row in rows:  # evenly over the batches
                 batches[start * count // total][p][1].append(row)
                 start += longest if apart else lengths[row] + (len(prompts[row]) if row == rows[0] else 0)
             parts = min(len(rows), -(-size(rows) // limit)) if backbone.lanes and len(kept_P) > 1 else 0
@@ -172,11 +175,10 @@ def micro_batches(
     lanes.sort(key=lambda lane: -size(lane[1]))
     while lanes:
         fit = max(1, min(limit // size(lanes[0][1]), 4 * len(kept_P)))  # room beside the longest, and for adapters
-        alike.append(lanes[:fit])
+        by_prompt.append(lanes[:fit])
         lanes = lanes[fit:]
-    if alike:
-        batches = min(batches, alike, key=lambda some: sum(len(x) * max(size(rows) for _, rows in x) for x in some))
-    for batch in batches:
+    plans = [batches, by_prompt] if by_prompt else [batches]
+    for batch in min(plans, key=lambda plan: sum(len(batch) * max(size(rows) for _, rows in batch) for batch in plan)):
         if any(rows for _, rows in batch):
             yield [p for p, _ in batch], pack(backbone, rollouts, [rows for _, rows in batch])
 

@@ -1,7 +1,7 @@
 """Inner loop: a population of students, trained by RLOO from one baseline on their own question sets.
 
 The students are slices of one stack, so one forward pass and one update serve all of them. Every inner loop starts with a
-fresh optimizer and a constant learning rate. `population.py` wraps around it chunks, memory shortage and worker processes.
+fresh optimizer and a constant learning rate. `population.py` divides them into chunks and among worker processes.
 Left out: early stopping, a replay buffer, several updates per batch.
 """
 
