@@ -369,8 +369,13 @@ def usable(
     if kept and not any(verdict.judged for verdict in verdicts) and (error := env.verifier.last_error):
         says = f"the verifier {env.verifier.name!r} failed at each of the {len(kept):,} gold answers"
         raise ConfigError(f"{says}, the last: {error}; mend it, soar check shows what it is given")
-    bad = [p for p, verdict in zip(kept, verdicts, strict=True) if verdict is Verdict.UNSCORABLE]
+    judged = list(zip(kept, verdicts, strict=True))
+    bad, wrong = ([p for p, v in judged if v is verdict] for verdict in (Verdict.UNSCORABLE, Verdict.WRONG))
+    if 2 * len(wrong) > len(kept):
+        share = f"{len(wrong):,} of {len(kept):,} gold answers grade as wrong by {env.verifier.name!r}"
+        say(
+            f"{share}, as {wrong[0].answer[:80]!r}: are these problems hard, or never paid? soar check shows what it is given"
+        )
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
-    gone = {problem.id for problem in bad}
-    return [p for p in kept if p.id not in gone], {"too_long": len(long), "ungradable": len(bad)}
+    return [p for p, v in judged if v is not Verdict.UNSCORABLE], {"too_long": len(long), "ungradable": len(bad)}

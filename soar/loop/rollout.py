@@ -40,10 +40,6 @@ class RolloutBatch:
     failed_P: Tensor
     texts: list[str] = field(default_factory=list)
 
-    @property
-    def count(self) -> int:
-        return len(self.verdicts)
-
     def pass_rate_P(self) -> Tensor:
         """Mean over questions of the share of right attempts, of what could be scored, as `success_rates` has it [P]."""
         return (self.solved_P_Q_N.sum(2) / self.valid_P_Q_N.sum(2)).nanmean(1).nan_to_num()

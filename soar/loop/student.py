@@ -149,7 +149,7 @@ class Training:
                     state.levels[problem.id] = max(0, level - 1) if solved else min(HINT_LEVELS, level + 1)
                 row["hint_share"] = sum(state.levels.values()) / len(state.levels) / HINT_LEVELS
             state.metrics.append(row)
-            state.rollouts += batch.count // len(self.plans)
+            state.rollouts += len(batch.verdicts) // len(self.plans)
             state.tokens += int(row["tokens"])
 
     def keep(self, env: RolloutEnv, batch: RolloutBatch) -> None:

@@ -207,7 +207,7 @@ class OuterLoop:
         elif kind == "learnability":
             with self._spends("measurement"):
                 reward_Q, reward_G, batch = intrinsic(self.env, state.baseline, state.step, question_sets, self.config)
-            state.student_rollouts += batch.count
+            state.student_rollouts += len(batch.verdicts)
             return reward_Q, reward_G
         return earned_G, earned_G
 
@@ -257,7 +257,7 @@ class OuterLoop:
             attempts, sampling = measured_at(self.config, self.config.reward.baseline_attempts)
             with self._spends("measurement"):
                 batch = self.env.rollout(state.baseline, [missing], attempts, [seed], sampling, self.env.threads)
-            state.student_rollouts += batch.count
+            state.student_rollouts += len(batch.verdicts)
             share_P_Q_N = gold_shares(self.env, state.baseline, batch, self.config)
             rates_Q = success_rates(batch) if share_P_Q_N is None else share_P_Q_N[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
@@ -347,7 +347,7 @@ def measure_chunk(
     batch = env.rollout(stack, [questions] * P, attempts, [seed] * P, sampling)
     share_P_Q_N = gold_shares(env, stack, batch, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
-    return rate_P.tolist(), batch.failed_P.tolist(), batch.count, keep(env, batch)
+    return rate_P.tolist(), batch.failed_P.tolist(), len(batch.verdicts), keep(env, batch)
 
 
 def gold_shares(env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, config: Config) -> Tensor | None:

@@ -419,7 +419,7 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
     def attempts(first: int, count: int) -> list[list[Row]]:
         part = asked[first : first + count]
         batch = env.rollout(None, [part], ATTEMPTS, [seed], sampling)
-        rows = keep(env, batch, n=batch.count)
+        rows = keep(env, batch, n=len(batch.verdicts))
         return [rows[i : i + ATTEMPTS] for i in range(0, len(rows), ATTEMPTS)]
 
     rows = in_time(env, STUDENT_SECONDS, len(asked), attempts)
