@@ -178,7 +178,8 @@ def read_run(run_dir: Path) -> Run:
     def content(name: str) -> Any:
         path, rows = run_dir / name, name.endswith(".jsonl")
         value, remarks = read_jsonl(path, name) if rows else read_object(path)
-        if name in ("manifest.json", "metrics.jsonl") or os.path.lexists(path):
+        needed = name == "manifest.json" or (name == "metrics.jsonl" and not (run_dir / "screen.json").is_file())
+        if needed or os.path.lexists(path):
             notes.extend(remarks)  # which of the others must be there, soar doctor knows
         return value
 

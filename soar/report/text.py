@@ -190,6 +190,7 @@ def headline(run: Run) -> str:
     arms, steps = run.arms, plural(len(run.steps), "outer step")
     if not arms:
         done = f"Unfinished: {steps} and {plural(len(run.promotions), 'promotion')} so far"
+        done = "The screening is finished, and its table in table.txt" if run.state == "finished" else done
         return f"{'The run is finished' if run.finished else done}; nothing was measured on the held-out problems."
     ours, other, k = rivals(run)
     start = f"{'' if run.finished else f'Unfinished ({steps} so far). '}Held-out pass@{k}: "
