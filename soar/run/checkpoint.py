@@ -200,6 +200,8 @@ def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) 
 
     try:
         data = whole(checkpoint.data, "")
+        if others := data["arms"].keys() - {*config.arms.run}:  # each names a folder that is written
+            raise LookupError(f"arms {others}")
         loop = data["loop"]
         optimizer = begin(backbone, loop["teacher"], config.teacher.optimizer)
         optimizer.restore(loop["optimizer"])
