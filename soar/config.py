@@ -377,7 +377,8 @@ def _explain(item: ErrorDetails, where: str, known: list[str]) -> str:
     if item["type"] != "extra_forbidden":
         found = "" if item["type"] == "missing" else f" = {item['input']!r:.300}"
         given = f"{key}{found}: " if key else ""
-        said = item["msg"].removeprefix("Value error, ").replace("valid dictionary", "table, as {name = false}")
+        said = re.sub(r"valid dictionary( or instance of \w+)?", "table, as {name = false}", item["msg"])
+        said = said.removeprefix("Value error, ")
         never = '; SOAR with a teacher that is never trained is no arm: set teacher.reward = "none"'
         said += never if item["input"] == "select_only" else ""
         return f"{where}: {given}{said}"
@@ -486,7 +487,13 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _one_file(a: object, b: object) -> bool:
-    return isinstance(a, str) and isinstance(b, str) and all(map(os.path.exists, (a, b))) and os.path.samefile(a, b)
+    """Two ways to one file; of a relative one from another working folder the end tells, and its hash what is in it."""
+    if not isinstance(a, str) or not isinstance(b, str):
+        return False
+    short, long = sorted((a, b), key=os.path.isabs)
+    if os.path.exists(short) or not os.path.isabs(long):
+        return all(map(os.path.exists, (short, long))) and os.path.samefile(short, long)
+    return os.path.exists(long) and long.endswith(f"{os.sep}{os.path.normpath(short)}")
 
 
 def resolve_path(path: str) -> str:

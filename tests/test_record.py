@@ -81,7 +81,7 @@ def spoil(path: Path, kind: str) -> None:
     makers[kind](old)
 
 
-def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path):
+def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path, monkeypatch):
     before = content(steps(tmp_path))
     with pytest.raises(RunFolderError) as caught:
         resumed(tmp_path, "student.optimizer.lr=0.5", "seed=1", "threads=2")
@@ -94,7 +94,11 @@ def test_a_resume_names_the_keys_that_cannot_change_and_frees_the_lock(tmp_path)
     assert set(HARMLESS) <= flat(Config().resolved()).keys()
     with RunFolder(tmp_path / "one", tiny_config(f"problems.source={os.path.relpath(__file__)}"), []) as folder:
         folder.append("metrics.jsonl", [{"event": "screen"}])
-    assert resumed(tmp_path / "one", f"problems.source={__file__}") == (None, []), "another way to the same file"
+    for place in (".", tmp_path):  # where the run began, and elsewhere
+        monkeypatch.chdir(place)
+        assert resumed(tmp_path / "one", f"problems.source={__file__}") == (None, []), "another way to the same file"
+    with pytest.raises(RunFolderError, match=r"problems\.source: "):
+        resumed(tmp_path / "one", f"problems.source={Path(__file__).with_name('helpers.py')}")
 
 
 def test_other_versions_are_said_and_another_model_is_refused(tmp_path):

@@ -38,14 +38,6 @@ class Stopped(Interrupted):
         self.reason, self.exit_code = reason, exit_code
 
 
-class MemoryShortage(Interrupted):
-    """The smallest piece of work does not fit in memory."""
-
-
-class DeviceLost(Interrupted):
-    """The accelerator failed; nothing that was saved is touched by it."""
-
-
 def is_device_lost(error: BaseException) -> bool:
     """Whether an error says that the accelerator or its communication failed."""
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST_WORDS)
@@ -53,16 +45,16 @@ def is_device_lost(error: BaseException) -> bool:
 
 @contextmanager
 def saved_run(resume: str) -> Iterator[None]:
-    """Raises MemoryShortage and DeviceLost in place of what torch raises; the state is kept, `resume` goes on from it."""
+    """Raises Interrupted in place of what torch raises for too little memory or a lost device; `resume` goes on from it."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         again = f"Everything up to the last step is saved; continue with: {resume}"
         if is_out_of_memory(error):
             lower = "lower model.chunk and model.micro_batch_tokens, which may change on --resume"
-            raise MemoryShortage(f"out of memory: {error}. Free memory or {lower}. {again}") from error
+            raise Interrupted(f"out of memory: {error}. Free memory or {lower}. {again}") from error
         if is_device_lost(error):
-            raise DeviceLost(f"the accelerator failed: {error}. {again}") from error
+            raise Interrupted(f"the accelerator failed: {error}. {again}") from error
         raise
 
 
