@@ -24,8 +24,7 @@ from soar.engine.load import load_backbone
 from soar.engine.policy import load_adapter
 from soar.problems.load import load_problems
 from soar.report import export
-from soar.report.export import ExportError
-from soar.report.runs import read_run
+from soar.report.runs import ReportError, read_run
 from soar.run.setup import save_adapter
 
 
@@ -87,12 +86,12 @@ def test_the_trl_file_trains_a_step(tiny_run, tmp_path, monkeypatch):
 
 def test_the_verl_file_and_its_reward(boxed, tmp_path, monkeypatch):
     """Fields and types as in verl's `examples/data_preprocess/gsm8k.py`; the reward is the verifier of the run."""
-    with monkeypatch.context() as patch, pytest.raises(ExportError, match=r"pip install .soar-rl\[parquet\]"):
+    with monkeypatch.context() as patch, pytest.raises(ReportError, match=r"pip install .soar-rl\[parquet\]"):
         patch.setitem(sys.modules, "pyarrow", None)
         export.export_questions(boxed, tmp_path / "out", "verl")
     assert not (tmp_path / "out").exists()
     for no in ([{"level": {}}], [{"level": 1}, {"level": "x"}], [{"level": "\ud800"}], [{"level": 10**40}]):
-        with pytest.raises(ExportError, match="parquet cannot hold the columns of these problems"):
+        with pytest.raises(ReportError, match="parquet cannot hold the columns of these problems"):
             export._parquet(no)
     export.export_questions(boxed, tmp_path / "out", "verl", with_hard=True)
     table = pq.read_table(tmp_path / "out" / "train.parquet")
@@ -132,7 +131,7 @@ def test_a_reward_function_goes_along(boxed, tmp_path, monkeypatch):
         words = ["export", str(boxed), "--trust-run", "--with-hard", "--format", form, "--out", str(tmp_path / form)]
         assert main(words) == 0
     monkeypatch.chdir(boxed)
-    with pytest.raises(ExportError, match=r"verifier mine\.py is not here .*; export from where it was begun"):
+    with pytest.raises(ReportError, match=r"verifier mine\.py is not here .*; export from where it was begun"):
         export.export_questions(boxed, tmp_path / "elsewhere", "trl")
     rows, reward = read_jsonl(tmp_path / "trl" / "train.jsonl"), module_at(tmp_path / "trl" / "reward.py")
     columns = {key: [row.get(key) for row in rows] for key in rows[-1]}
@@ -230,5 +229,5 @@ def test_push_uploads_a_folder_with_its_card(tiny_run, tmp_path, monkeypatch, ca
     assert main(["export", str(tiny_run), "--format", "trl", "--out", str(tmp_path / "t"), "--push", "me/gone"]) == 1
     assert "401 Unauthorized" in capsys.readouterr().err and (tmp_path / "t" / "README.md").is_file()
     hub.create_repo.side_effect = RuntimeError("Connection refused")  # as httpx says it
-    with pytest.raises(ExportError, match="--push me/offline: Connection refused; the export is in"):
+    with pytest.raises(ReportError, match="--push me/offline: Connection refused; the export is in"):
         export.push_folder(tmp_path / "t", "me/offline", "dataset")

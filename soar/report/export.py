@@ -14,17 +14,13 @@ from typing import Any
 from soar.config import ProblemsConfig, refuse_code, resolve_path
 from soar.files import Row, json_bytes, read_object, storage_errors, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
-from soar.report.runs import Run, changed_after_run, count, mapping, number, read_run
+from soar.report.runs import ReportError, Run, changed_after_run, count, mapping, number, read_run
 from soar.report.text import ARM_MEANINGS, fill, held_out
-from soar.types import VERSION, UserError, import_extra, shared_columns
+from soar.types import VERSION, import_extra, shared_columns
 
 # Of the row of a hard problem: no columns of its source, or written anew.
 OURS = {"id", "question", "answer", "successes", "attempts", "truncated", "prompt", "reward_model"}
 BEGUN = ".unfinished"  # a file in a folder that is being filled: what is written there, by name
-
-
-class ExportError(UserError):
-    """A run folder or target folder that cannot be used for the export asked for."""
 
 
 def source_columns(row: Row) -> Row:
@@ -33,20 +29,20 @@ def source_columns(row: Row) -> Row:
 
 
 def domain_of_run(run: Run) -> Domain:
-    """How the questions of a run are put and graded, as its manifest records. Raises ExportError."""
+    """How the questions of a run are put and graded, as its manifest records. Raises ReportError."""
     refuse_code(run.path, run.config)
     try:
         return domain_of(ProblemsConfig.model_validate(run.config.get("problems")))
     except ValueError as error:
         place = f"{run.path / 'manifest.json'}: config.problems"
-        raise ExportError(f"{place}: {error}; export with the version that wrote the run") from error
+        raise ReportError(f"{place}: {error}; export with the version that wrote the run") from error
 
 
 def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     """The rows to export, in file order: promotion questions or (`all`) all accepted ones, then the hard training half.
 
     Each has question, answer, step, dataset, reward (None for hard problems). Rows without a text question and answer are
-    left out; lone surrogates, which no UTF-8 file can hold, become `?`. Raises ExportError where there are no questions.
+    left out; lone surrogates, which no UTF-8 file can hold, become `?`. Raises ReportError where there are no questions.
     """
     questions, hard = (
         [row for row in rows if all(isinstance(row.get(key), str) for key in ("question", "answer"))]
@@ -54,7 +50,7 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     )
     if not questions:
         why = "pq.jsonl: no student was promoted; export every accepted question with --questions all"
-        raise ExportError(f"{run.path}/{why if source == 'pq' else 'questions.jsonl: no outer step is finished yet'}")
+        raise ReportError(f"{run.path}/{why if source == 'pq' else 'questions.jsonl: no outer step is finished yet'}")
     function = ":" in str(mapping(run.config.get("problems")).get("verifier"))  # it may read any column
     told = [source_columns(row) for row in run.hard_train if function]
     rows, shared = list[Row](), shared_columns(told)
@@ -94,13 +90,13 @@ def _verl_row(domain: Domain, i: int, row: Row) -> Row:
 
 def _parquet(rows: list[Row]) -> bytes:
     missing = "--format verl writes parquet and needs pyarrow: pip install 'soar-rl[parquet]'"
-    arrow, parquet = (import_extra(name, ExportError, missing) for name in ("pyarrow", "pyarrow.parquet"))
+    arrow, parquet = (import_extra(name, ReportError, missing) for name in ("pyarrow", "pyarrow.parquet"))
     sink = arrow.BufferOutputStream()
     try:
         parquet.write_table(arrow.Table.from_pylist(rows), sink)
     except (arrow.ArrowException, UnicodeError, OverflowError) as error:
         mend = "drop the column that has several kinds of values, empty objects or broken text, or export with --format trl"
-        raise ExportError(f"parquet cannot hold the columns of these problems ({error}); {mend}") from error
+        raise ReportError(f"parquet cannot hold the columns of these problems ({error}); {mend}") from error
     return bytes(sink.getvalue())
 
 
@@ -109,7 +105,7 @@ def reward_files(domain: Domain, config: Row) -> dict[str, bytes]:
     named, own = domain.reference or domain.verifier, dict[str, bytes]()
     if (file := Path(named.rpartition(":")[0])).suffix == ".py":
         if not file.is_file():
-            raise ExportError(f"the run's verifier {file} is not here ({Path.cwd()}); export from where it was begun")
+            raise ReportError(f"the run's verifier {file} is not here ({Path.cwd()}); export from where it was begun")
         named, own = f"verifier.py:{named.rpartition(':')[2]}", {"verifier.py": file.read_bytes()}
     keys, graded = mapping(config.get("problems")), mapping(config.get("student")).get("reward") == "binary"
     text = fill("export/reward.py.in", domain=domain, named=named, keys=keys, graded=graded)
@@ -136,7 +132,7 @@ def _begin(run_dir: Path, out: Path) -> Run:
     place = Path(os.path.realpath(out))  # `new/..` is a folder that is there
     left = {BEGUN, *read_object(place / BEGUN)[0], *(path.name for path in place.glob(".*.[0-9]*.tmp"))}
     if place.exists() and (not place.is_dir() or any(path.name not in left for path in place.iterdir())):
-        raise ExportError(f"--out {out}: it exists and is not an empty folder; give another one")
+        raise ReportError(f"--out {out}: it exists and is not an empty folder; give another one")
     return read_run(run_dir)
 
 
@@ -161,7 +157,7 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     """Write the questions of a run folder into the new folder `out`; returns the files written.
 
     form: as for `files_of`. source: `pq` or `all` accepted questions. with_hard: the hard training half too.
-    Raises ReportError for no run folder, ExportError for nothing to export, a target in use or a missing library.
+    Raises ReportError for no run folder, nothing to export, a target in use or a missing library.
     """
     run = _begin(run_dir, out)
     domain = domain_of_run(run) if form != "jsonl" else None  # which grades nothing, so no code has to be trusted
@@ -170,11 +166,11 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
         if changed_after_run(run_dir, name):
             damage = [f"{name} was changed after the run (hashes.json knows another sha256)"]
         if damage:
-            raise ExportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
+            raise ReportError(f"{run_dir}/{damage[0]}; restore it from a copy, then export")
     recorded = mapping(run.manifest.get("hashes"))
     if domain and any(recorded.get(key, sha256) != sha256 for key, sha256 in domain.hashes.items()):
         why = "was changed since it graded the run (its manifest.json knows another sha256)"
-        raise ExportError(f"{run_dir}: {domain.label} {why}; restore it, or take --format jsonl, without a reward")
+        raise ReportError(f"{run_dir}: {domain.label} {why}; restore it, or take --format jsonl, without a reward")
     rows = collect(run, source, with_hard)
     files = files_of(form, domain, rows, run.config)
     kind = "promotion" if source == "pq" else "accepted"
@@ -196,23 +192,23 @@ def adapter_folder(policy: str) -> str:
 
 
 def _adapter_of(run_dir: Path, policy: str) -> Path:
-    """Folder of a policy's adapter, as the run left it. Raises ExportError."""
+    """Folder of a policy's adapter, as the run left it. Raises ReportError."""
     from safetensors import SafetensorError, safe_open
 
     if policy not in ARM_OF:
-        raise ExportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
+        raise ReportError(f"--policy {policy!r}: expected one of {', '.join(ARM_OF)}")
     folder, again = run_dir / adapter_folder(policy), "`soar run --out RUN --resume` writes it again"
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             why = "adapters are written after the evaluation, and an arm that did not run has none"
             advice = "finish the run with `soar run ... --resume`, or choose another --policy"
-            raise ExportError(f"{folder / name} is missing: {why}; {advice}")
+            raise ReportError(f"{folder / name} is missing: {why}; {advice}")
         if changed_after_run(run_dir, f"{adapter_folder(policy)}/{name}"):
-            raise ExportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {again}")
+            raise ReportError(f"{folder / name} was changed after the run (hashes.json knows another sha256); {again}")
     try:
         safe_open(folder / ADAPTER_FILES[1], framework="numpy")  # reads the header
     except SafetensorError as error:
-        raise ExportError(f"{folder / ADAPTER_FILES[1]} is damaged ({error}); {again}") from error
+        raise ReportError(f"{folder / ADAPTER_FILES[1]} is damaged ({error}); {again}") from error
     return folder
 
 
@@ -221,7 +217,7 @@ def base_of(run: Run) -> tuple[str, Row]:
     model = mapping(run.config.get("model"))
     refuse_code(run.path, {"model": model})
     if not isinstance(model.get("path"), str):
-        raise ExportError(f"{run.path / 'manifest.json'} names no base model (config.model.path)")
+        raise ReportError(f"{run.path / 'manifest.json'} names no base model (config.model.path)")
     options = {key: model[key] for key in ("revision", "gguf_file") if model.get(key)}
     return resolve_path(model["path"]), {**options, "trust_remote_code": bool(model.get("trust_remote_code"))}
 
@@ -230,7 +226,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
 
     A base model in a folder here, or in the package (`builtin:NAME`), is named by its whole path, but in no card's metadata.
-    Raises ReportError for no run folder, ExportError for a policy that the run lacks, a target in use or a tokenizer that
+    Raises ReportError for no run folder, a policy that the run lacks, a target in use or a tokenizer that
     cannot be loaded, StorageError.
     """
     from transformers import AutoTokenizer
@@ -239,7 +235,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     adapter = _adapter_of(run_dir, policy)
     settings, notes = read_object(adapter / ADAPTER_FILES[0])
     if notes:
-        raise ExportError(f"{adapter}: {notes[0]}")
+        raise ReportError(f"{adapter}: {notes[0]}")
     path, options = base_of(run)
     files = {ADAPTER_FILES[0]: json_bytes({**settings, "base_model_name_or_path": path}, indent=2)}
     files[ADAPTER_FILES[1]] = (adapter / ADAPTER_FILES[1]).read_bytes()
@@ -249,7 +245,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
             parts = [file for file in sorted(Path(place).rglob("*")) if file.is_file()]
             files |= {str(file.relative_to(place)): file.read_bytes() for file in parts}
     except Exception as error:  # a damaged folder, or a hub without a network, makes transformers raise anything
-        raise ExportError(f"the tokenizer of the base model {path} cannot be loaded: {error}") from error
+        raise ReportError(f"the tokenizer of the base model {path} cannot be loaded: {error}") from error
     arm, base, arms = ARM_OF[policy], visible(str(run.config["model"]["path"])), run.arms
     shown = [arms[name] for name in dict.fromkeys(("base", "hard_only", arm)) if arm in arms and name in arms]
     meaning = ARM_MEANINGS.get(arm, "the teacher, which writes practice questions")
@@ -262,7 +258,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
 def push_folder(folder: Path, repo: str, kind: str) -> str:
     """Upload an export to a Hugging Face repository, made private where there is none; returns the commit's address.
 
-    kind: model or dataset. Raises ExportError; the folder stays.
+    kind: model or dataset. Raises ReportError; the folder stays.
     """
     try:
         from huggingface_hub import HfApi
@@ -271,4 +267,4 @@ def push_folder(folder: Path, repo: str, kind: str) -> str:
         api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder))
     except Exception as why:  # the hub's own errors and those of its network library are of many kinds
-        raise ExportError(f"--push {repo}: {why}; the export is in {folder} (`hf auth login`, `hf upload`)") from why
+        raise ReportError(f"--push {repo}: {why}; the export is in {folder} (`hf auth login`, `hf upload`)") from why

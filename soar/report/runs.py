@@ -26,7 +26,7 @@ LARGEST = 1e15  # no count, share or duration of a run comes near; a larger one 
 
 
 class ReportError(UserError):
-    """A folder that holds no run."""
+    """A folder that holds no run, or that cannot be used for the export asked for."""
 
 
 class Arm(NamedTuple):
