@@ -36,7 +36,7 @@ from soar.run.progress import Progress
 from soar.studies.study import DEFINITION, cells, read_study, run_study
 from soar.types import UserError, Verdict
 
-_RECIPE = "A TOML file, a built-in recipe, or a run folder for its config (default: tiny, of soar run: demo)."
+_RECIPE = "TOML file, recipe, or run folder for its config (run: demo; own model or problems: small-1gpu; else: tiny)."
 _PROBLEMS = "Problem file, dataset id, world:NAME, reasoning_gym:NAME or verifiers:NAME (problems.source)."
 _WORKERS = "Share the work among N processes here, or those of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT)."
 Recipe = Annotated[str | None, Argument(help=_RECIPE)]
