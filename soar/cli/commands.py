@@ -314,7 +314,8 @@ def verify(
         more = {"rows": rows, "counts": counts, "shares": shares, "last_error": problem}
         print(json.dumps({**vars(grades), **more}, indent=2))
     else:
-        print(visible(fill("grades.txt", grades=grades, golds=golds, verdicts=list(Verdict), problem=problem)))
+        told = {"grades": grades, "golds": golds, "problem": problem, "style": "" if domain else answer_style}
+        print(visible(fill("grades.txt", verdicts=list(Verdict), **told)))
     return 1 if golds and grades.counts[Verdict.CORRECT] < rows else 0
 
 
