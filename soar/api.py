@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
     """
 
     tokenizer: Any
-    recipe: str | None
+    recipe: str | Path | None
     verifier: Verifier | None
     settings: Mapping[str, Any] | None
     quiet: bool
@@ -248,7 +248,7 @@ def _call(
         values = {"model.path": model, "problems.source": problems, "problems.verifier": verifier}
         keys: dict[str, Any] = {key: str(value) for key, value in values.items() if value is not None}
         keys |= flat(_named("settings", given.get("settings")))
-        recipe = recipe or (None if model is None and problems is None else "small-1gpu")
+        recipe = str(recipe) if recipe else None if model is None and problems is None else "small-1gpu"
         # JSON is TOML for texts, numbers, truth values and lists of them; "" stands for None.
         overrides = [f"{key}={_json('' if value is None else value)}" for key, value in keys.items()]
         config = load(recipe, overrides, model_named=True)

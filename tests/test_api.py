@@ -53,7 +53,7 @@ def config_of(model: Any = None, problems: Any = None, beside: Path | None = Non
 def test_settings_are_those_of_the_command_line():
     assert config_of(settings=SETTINGS) == tiny_config()
     mine = {"name": 'q"', "evaluate.ks": (1, 2)}
-    config = config_of("a/model", Path("x.jsonl"), verifier="number", settings=mine)
+    config = config_of("a/model", Path("x.jsonl"), verifier="number", settings=mine, recipe=Path("small-1gpu"))
     assert (config.model.path, config.problems.source, config.problems.verifier) == ("a/model", "x.jsonl", "number")
     assert (config.name, config.evaluate.ks, config.teacher.datasets) == ('q"', (1, 2), 16)
     more = {"model.template_options": {"enable_thinking": False}, "model.gguf_file": None, "arms.real": Path("e.jsonl")}
