@@ -390,8 +390,8 @@ def _checks(run: Path) -> Iterator[Check]:
 
 def _hashes(run: Path) -> Check:
     if not (run / HASHES).is_file():
-        finished = (run / "summary.json").is_file()
-        return (f"no {HASHES}: the end of a run writes it", [f"{HASHES} is missing"] if finished else [])
+        complaints = [f"{HASHES} is missing: resume the run"] if (run / "summary.json").is_file() else []
+        return (f"no {HASHES}: the end of a run writes it", complaints)
     hashes, complaints = files.read_object(run / HASHES)
     present = files_of(run)
     complaints += [f"{HASHES} lacks {name}, which every finished run has" for name in ALWAYS if name not in hashes]

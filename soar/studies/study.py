@@ -26,7 +26,7 @@ from soar.files import Row, asset, digest, read_object, sha256_of, visible, writ
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report import text as wording
 from soar.report.page import column, render, step_rows
-from soar.report.runs import Arm, ReportError, Run, count, numbers, read_run
+from soar.report.runs import HASHES, Arm, ReportError, Run, count, numbers, read_run
 from soar.run.folder import RunFolderError, refuse_links
 from soar.run.interrupts import StopRequest
 from soar.types import mean
@@ -180,7 +180,7 @@ def run_study(
         return why
 
     for follows in (False, True) if jobs else ():
-        left = [c for c in every if (c.shares is not None) == follows and not (c.folder / "summary.json").is_file()]
+        left = [c for c in every if (c.shares is not None) == follows and not (c.folder / HASHES).is_file()]
         with ThreadPoolExecutor(jobs) as pool:  # a study that stops here does not begin what is left
             reasons = zip(left, pool.map(job, left), strict=True)
             failures |= {cell.name: why for cell, why in reasons if why is not None}
