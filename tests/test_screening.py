@@ -4,6 +4,7 @@ run uses its evidence."""
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 from pathlib import Path
@@ -20,6 +21,7 @@ from tables import cases, write_jsonl
 from soar.cli import main
 from soar.config import ConfigError
 from soar.domains.world import get_world
+from soar.files import StorageError
 from soar.problems import domain
 from soar.problems.load import DataError
 from soar.run import screen as screening
@@ -135,16 +137,20 @@ def test_a_stop_is_heard_in_the_middle_of_a_call_and_what_was_sampled_is_kept(tm
 
 def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_path):
     env: Any = Attempted()
-    problems = hard_problems(12)
+    problems, limit = hard_problems(12), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def run(name: str, seed: int, problems: list[Problem], source: str = "", prompt: str = "p") -> Any:
         config = tiny_config("screen.attempts=100", f"seed={seed}")
         evidence = {"model": name, "prompt": prompt, "seed": seed}
         with RunFolder(tmp_path / name, config, []) as folder:
+            folder.note_hashes(problems="same")
             if source:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))  # it ends in the first line, as a kill may
+                with pytest.raises(StorageError):
+                    screening.copy_screening(folder, tmp_path / source, "same")
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
                 screening.copy_screening(folder, tmp_path / source, "same")
                 screening.copy_screening(folder, tmp_path / "gone", "same")  # is not asked again
-            folder.note_hashes(problems="same")
             return screen(env, problems, config, folder, evidence, print)
 
     first = run("first", 3, problems[:8])

@@ -226,7 +226,7 @@ def _sound(attempts: int, row: Row, number: int) -> bool:
 
 def copy_screening(folder: RunFolder, place: Path, digest: str) -> None:
     """Copy the screening of another run folder, unless this one has begun its own. Raises ConfigError for other problems."""
-    if (folder.path / EVIDENCE).is_file():
+    if folder.rows(EVIDENCE):  # where a kill left half of the first line, it is copied again
         return
     rows, notes = read_jsonl(place / EVIDENCE, EVIDENCE)
     if not rows:
