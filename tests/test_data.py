@@ -211,6 +211,9 @@ def test_evidence_made_in_another_way_is_refused_by_key(tmp_path):
     message = str(caught.value)
     assert "hard.jsonl" in message and "model.path: screened with 'other', this run uses 'm'" in message
     assert "problems.format or domain: not recorded" in message and "max_tokens" not in message
+    prompts = ({"prompt": FORMATS[name].fingerprint()} for name in ("tags", "question_answer"))
+    with pytest.raises(DataError, match=r"format or domain: screened with 'tags', this run uses 'question_answer'"):
+        load.check_evidence(*prompts, "hard.jsonl")
     problems = [Problem("a", "x \u2028 \ud800", "1"), Problem("b", "y", r"\frac12", {"successes": 9})]
     screenings = [Screening(0, 128, 3), Screening(1, 128)]
     evidence = {"model": "m", "attempts": 128}

@@ -321,11 +321,12 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
 
 def check_evidence(recorded: Mapping[str, Any], wanted: Mapping[str, Any], where: str, advice: str = "") -> None:
     """Refuse evidence made in another way. Raises DataError naming each key of `wanted` that differs, with advice on it."""
-    lines = ""
+    lines, formats = "", {form.fingerprint(): name for name, form in FORMATS.items()}
     for key, value in wanted.items():
         if key not in recorded:
             lines += f"\n  {KEY_OF.get(key, key)}: not recorded"
         elif recorded[key] != value:
-            lines += f"\n  {KEY_OF.get(key, key)}: screened with {recorded[key]!r}, this run uses {value!r}"
+            was, now = (formats.get(str(given), given) for given in (recorded[key], value))
+            lines += f"\n  {KEY_OF.get(key, key)}: screened with {was!r}, this run uses {now!r}"
     if lines:
         raise DataError(f"{where}: that these problems are hard was shown in another way:{lines}\nScreen again{advice}")
