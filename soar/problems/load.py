@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soar.config import ProblemsConfig
-from soar.files import finite, write_atomic, write_json
+from soar.files import finite, read_object, write_atomic, write_json
 from soar.problems.answers import LEXICON, PATTERNS, extract
 from soar.problems.prompts import FORMATS
 from soar.problems.sources import DataError, Row, environment, file_rows, gym_rows, hub_rows, split_source, with_options
@@ -308,14 +308,15 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
             raise DataError(f"{row.where}: {row.error}")
         try:
             problems.append(Problem(str(row.fields["id"]), row.fields["question"], row.fields["answer"]))
+            if not isinstance(row.fields["question"], str) or not isinstance(row.fields["answer"], str):
+                raise TypeError("question or answer is no text")
             counts = (row.fields["successes"], row.fields["attempts"], row.fields.get("truncated", 0))
             screenings.append(Screening(*map(int, counts)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{row.where}: not a screened problem ({type(error).__name__}: {error})") from error
-    try:
-        evidence = json.loads(where.read_text(encoding="utf-8")) if where.exists() else {}
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error}); screen again") from error
+    evidence, notes = read_object(where)
+    if notes and where.exists():
+        raise DataError(f"{where.parent}/{notes[0]}; screen again")
     return problems, screenings, evidence
 
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from soar.config import ProblemsConfig, refuse_code, resolve_path
-from soar.files import Row, json_bytes, read_object, storage_errors, visible, write_atomic, write_json
+from soar.files import Row, finite, json_bytes, read_object, storage_errors, visible, write_atomic, write_json
 from soar.problems.domain import Domain, domain_of
 from soar.report.runs import ReportError, Run, changed_after_run, count, mapping, number, read_run
 from soar.report.text import ARM_MEANINGS, fill, held_out
@@ -237,7 +237,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     if notes:
         raise ReportError(f"{adapter}: {notes[0]}")
     path, options = base_of(run)
-    files = {ADAPTER_FILES[0]: json_bytes({**settings, "base_model_name_or_path": path}, indent=2)}
+    files = {ADAPTER_FILES[0]: json_bytes(finite({**settings, "base_model_name_or_path": path}), indent=2)}
     files[ADAPTER_FILES[1]] = (adapter / ADAPTER_FILES[1]).read_bytes()
     try:
         with TemporaryDirectory() as place:  # a tokenizer can write to no name that is not UTF-8

@@ -105,8 +105,7 @@ def read_study(name: str, seeds: Sequence[int] | None = None) -> Study:
 def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
     """Every cell with its config; those of the first variant come first, and a later one uses the screening of theirs
     of its seed where both screen the same problems in the same way. Raises ConfigError for any that is not valid."""
-    every: list[Cell] = []
-    leaders: dict[int, tuple[Path, Row]] = {}
+    every, leaders = list[Cell](), dict[int, tuple[Path, Row]]()
     for name, variant in study.variants.items():
         for seed in study.seeds:
             given = [line.replace("{seed}", str(seed)) for line in (*study.set, *variant.get("set", ()), *extra)]
@@ -229,8 +228,7 @@ Outcomes = dict[tuple[str, str], dict[int, Outcome]]  # (variant, arm) -> seed -
 
 def collect(study: Study, cells: Sequence[Cell], failures: dict[str, str], definition: Row) -> dict[str, Any]:
     """The content of study.json. failures: cell name -> why it has no result; definition: as it was recorded."""
-    runs: dict[str, Run] = {}
-    outcomes: Outcomes = {}
+    runs, outcomes = dict[str, Run](), Outcomes()
     for cell in cells:
         with suppress(ReportError):
             runs[cell.name] = read_run(cell.folder)
