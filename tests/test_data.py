@@ -121,11 +121,7 @@ def test_a_folder_of_files_is_one_source_and_rows_are_streamed(tmp_path):
 
 @pytest.mark.parametrize(("source", "kind"), cases("data", "source"))
 def test_kinds_of_sources(source, kind):
-    if kind is not None:
-        assert split_source(source) == tuple(kind)
-        return
-    with pytest.raises(DataError, match=r"expected a file .*hub:ID, world:NAME, reasoning_gym:NAME or verifiers:NAME"):
-        split_source(source)
+    assert split_source(source) == tuple(kind)
 
 
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40

@@ -67,11 +67,9 @@ def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, config.teacher.subject)
     tokens = config.teacher.sampling.max_tokens
     if len(prompt) + tokens > env.backbone.context:
-        over = (
-            f"with the teacher prompt of {len(prompt)} tokens it exceeds the model's context of {env.backbone.context}"
-        )
+        over = f"with the teacher prompt of {len(prompt)} tokens it exceeds the model's context"
         mend = "lower it" if len(prompt) < env.backbone.context else "take another problems.format, domain or model"
-        raise ConfigError(f"teacher.sampling.max_tokens = {tokens}: {over}; {mend}")
+        raise ConfigError(f"teacher.sampling.max_tokens = {tokens}: {over} of {env.backbone.context}; {mend}")
     return prompt
 
 
