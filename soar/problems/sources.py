@@ -116,7 +116,9 @@ def _json_rows(path: Path) -> Iterator[Row]:
     if isinstance(content, dict):
         columns = [[*c.values()] if isinstance(c, dict) and all(map(str.isdigit, c)) else c for c in content.values()]
         lists = all(isinstance(column, list) and column for column in columns)
-        objects = lists and any(isinstance(column[0], dict) for column in columns)
+        objects = sum(isinstance(column[0], dict) for column in columns) if lists else 0
+        if objects == len(columns) > 1:
+            raise DataError(f"{path}: several lists of rows ({', '.join(content)}); write one of them into a file")
         if lists and not objects and len(columns) > 1 and len({*map(len, columns)}) == 1:
             content = [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
         else:
