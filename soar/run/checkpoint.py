@@ -30,11 +30,11 @@ CHECKSUMS, STATE, TENSORS = "checksums.json", "state.json", "tensors.safetensors
 FROM_COPY, OLD_SOAR = "from a copy, or start a new run", "resume with the version that began the run"
 
 
-class CheckpointError(UserError):
-    """No checkpoint of a run can be used; nothing in the folder was changed."""
+class RunFolderError(UserError):
+    """A run or study folder that cannot be used as asked; nothing in it was changed."""
 
 
-class Damaged(CheckpointError):
+class Damaged(RunFolderError):
     """One checkpoint that is not whole, or counts on files that are not; the one before may be."""
 
 
@@ -49,10 +49,10 @@ class Checkpoint:
 
 
 def read_document(path: Path) -> Row:
-    """The JSON object in a file. Raises CheckpointError when there is none."""
+    """The JSON object in a file. Raises RunFolderError when there is none."""
     value, notes = read_object(path)
     if notes:
-        raise CheckpointError(f"{path.parent}/{notes[0]}; restore it {FROM_COPY}")
+        raise RunFolderError(f"{path.parent}/{notes[0]}; restore it {FROM_COPY}")
     return value
 
 
@@ -95,7 +95,7 @@ class CheckpointStore:
 
     def load(self, fits: Callable[[Checkpoint], None], say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; None when there is none. fits(checkpoint) raises Damaged when the files
-        beside it are not those it counts on; each that is passed over is named through `say`. Raises CheckpointError when
+        beside it are not those it counts on; each that is passed over is named through `say`. Raises RunFolderError when
         none of several is left."""
         damage: list[str] = []
         folders = [path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{6,}", path.name) and path.is_dir()]
@@ -111,7 +111,7 @@ class CheckpointStore:
             return checkpoint
         if not damage:
             return None
-        raise CheckpointError(f"{damage[0]}. No other checkpoint is left; restore the file {FROM_COPY}")
+        raise RunFolderError(f"{damage[0]}. No other checkpoint is left; restore the file {FROM_COPY}")
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -186,7 +186,7 @@ def to_checkpoint(state: RunState) -> Checkpoint:
 
 
 def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) -> RunState:
-    """Inverse of `to_checkpoint`, tensors on the backbone's device. Raises CheckpointError for one of another version."""
+    """Inverse of `to_checkpoint`, tensors on the backbone's device. Raises RunFolderError for one of another version."""
     from soar.backends.base import begin
     from soar.engine.policy import AdapterStack
     from soar.loop.student import TrainState
@@ -210,4 +210,4 @@ def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) 
         data["pending"] = Pending(**data["pending"]) if data["pending"] else None
         return RunState(**data)
     except (LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint is not of this version of soar ({error!r:.200}); {OLD_SOAR}") from error
+        raise RunFolderError(f"the checkpoint is not of this version of soar ({error!r:.200}); {OLD_SOAR}") from error

@@ -26,7 +26,7 @@ from soar import files
 from soar.config import HARMLESS, Config, ConfigError, build, difference, parse_override, refuse_code
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, mapping, summary_of
-from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, read_document
+from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, RunFolderError, read_document
 from soar.types import VERSION, Interrupted, UserError
 
 SCHEMA = 4
@@ -41,10 +41,6 @@ PACKAGES = ("torch", "transformers", "numpy", "mpmath", "pydantic", "safetensors
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
 NOBODYS = re.compile(r"\.lock|\.manifest\.json\..*|manifest\.json|now\.json|tensorboard|wandb")  # before any event
 REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", "now.json", FILE)  # not in the hash list
-
-
-class RunFolderError(UserError):
-    """A run or study folder that cannot be used as asked; nothing in it was changed."""
 
 
 def versions() -> dict[str, str]:
@@ -286,7 +282,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def load(self) -> Checkpoint | None:
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet. A damaged one
-        is passed over, and that is said. Raises CheckpointError when none is left, RunFolderError when there is none
+        is passed over, and that is said. Raises RunFolderError when none is left, when there is none
         though there was one, or the manifest holds another config."""
         checkpoint = self._checkpoints.load(self._check_lines, self.say)
         rows = (row for name in STREAMS for row in files.read_jsonl(self.path / name)[0])
