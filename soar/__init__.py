@@ -1,4 +1,4 @@
-"""SOAR: a language model breaks through a reasoning plateau by teaching itself (arXiv 2601.18778)."""
+"""SOAR: a teacher model writes practice questions and is paid by what its students improve (arXiv 2601.18778)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

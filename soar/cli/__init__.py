@@ -25,7 +25,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of click, or of
 _NAMES = {"Recipes": RECIPES.glob("*.toml"), "Studies": (RECIPES / "studies").glob("*.toml")}
 app = typer.Typer(
     epilog="\n\n".join(f"{what}: {', '.join(sorted(path.stem for path in paths))}" for what, paths in _NAMES.items()),
-    help="SOAR: a language model breaks through a reasoning plateau by teaching itself (arXiv 2601.18778).",
+    help="SOAR: a teacher model writes practice questions and is paid by what its students improve (arXiv 2601.18778).",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
