@@ -396,7 +396,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         return {**json.loads(text)["config"]} if manifest else tomllib.loads(text)
     except (ValueError, LookupError, TypeError, RecursionError) as error:  # also of what is not UTF-8
-        raise ConfigError(f"{path}: not {'the manifest of a run' if manifest else 'a TOML file'}: {error}") from error
+        what = "the manifest of a run" if manifest else "a TOML file"
+        hint = "" if manifest or path.suffix == ".toml" else "; a file of problems is given by --problems"
+        raise ConfigError(f"{path}: not {what}: {error}{hint}") from error
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
