@@ -102,8 +102,8 @@ class CheckpointStore:
         for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
             try:
                 fits(checkpoint := _read(folder))
-            except Damaged as error:
-                damage.append(str(error))
+            except (Damaged, LookupError, TypeError, ValueError, AttributeError) as error:  # made to fit
+                damage.append(str(error) if isinstance(error, Damaged) else f"{folder} is damaged: {error!r:.200}")
                 continue
             for line in damage:
                 say(f"{line}. Going on from the checkpoint before, {folder}")
