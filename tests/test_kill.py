@@ -30,8 +30,8 @@ from soar.engine.load import load_backbone
 from soar.engine.sampler import NativeSampler
 from soar.loop import student, teacher
 from soar.loop.rollout import RolloutEnv
-from soar.problems.pool import VerifierPool
-from soar.problems.prompts import FORMATS
+from soar.problems.domain import domain_of
+from soar.problems.pool import open_pool
 from soar.report.runs import read_run
 from soar.run import checkpoint as checkpoints
 from soar.run import pipeline, progress
@@ -175,9 +175,8 @@ def main(folder: Path) -> None:
 
     @contextmanager
     def shared(config: Config) -> Iterator[RolloutEnv]:
-        fmt = FORMATS[config.problems.format]
-        with VerifierPool(config.problems.verifier, answer_style=fmt.answer_style) as verifier:
-            yield RolloutEnv(backbone, NativeSampler(backbone), fmt, verifier, config.student.reward)
+        with open_pool(domain := domain_of(config.problems), config.problems) as verifier:
+            yield RolloutEnv(backbone, NativeSampler(backbone), domain.prompts, verifier, config.student.reward)
 
     pipeline.open_env = shared
     progress.NOTE_SECONDS = 1e9  # now.json is a point that only a slow machine has
