@@ -61,7 +61,9 @@ class Section(BaseModel):
             return cls.model_validate(data)
         except ValidationError as error:
             known = [*(flat(Config().resolved()) if cls is Config else ()), *cls.model_fields]
-            raise ConfigError("\n".join(_explain(item, where, known) for item in error.errors())) from error
+            parts = {item["loc"][:-1] for item in error.errors()}  # of a list, what is wrong with its items says more
+            items = (item for item in error.errors() if not item["loc"] or item["loc"] not in parts)
+            raise ConfigError("\n".join(_explain(item, where, known) for item in items)) from error
 
 
 class ModelConfig(Section):

@@ -70,13 +70,10 @@ STORAGE_ERRNOS = IN_THE_WAY | {
 """What a disk, or what lies on it under a name that is wanted, can say."""
 
 
-class StorageError(Interrupted):
-    """A file cannot be written: disk full, read-only, not permitted, or broken. What was there before is intact."""
-
-
 @contextmanager
 def storage_errors(folder: Path, advice: str) -> Iterator[None]:
-    """Within the block, an OSError that the disk is to blame for becomes a StorageError; any other stays as it is."""
+    """Within the block, an OSError that the disk is to blame for becomes an Interrupted; any other stays as it is. What was
+    there before is intact."""
     try:
         yield
     except OSError as error:
@@ -85,7 +82,7 @@ def storage_errors(folder: Path, advice: str) -> Iterator[None]:
         where = error.filename2 or error.filename or folder
         if error.errno in IN_THE_WAY:
             advice = f"Something else lies under that name: move it away. {advice}"
-        raise StorageError(f"{where} cannot be written: {error.strerror}. {advice}") from error
+        raise Interrupted(f"{where} cannot be written: {error.strerror}. {advice}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -120,7 +117,7 @@ DEVICES = (Path("/dev"), Path("/dev/fd"))  # --out /dev/stdout, --out >(jq): roo
 
 
 def check_place(path: Path) -> None:
-    """Raises StorageError where `write_atomic` could not write a file: before long work, not after it."""
+    """Raises Interrupted where `write_atomic` could not write a file: before long work, not after it."""
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     try:
         if path.is_dir():
@@ -129,7 +126,7 @@ def check_place(path: Path) -> None:
             (probe := folder / f".{path.name}.{os.getpid()}.tmp").touch()
             probe.unlink()
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+        raise Interrupted(f"{path} cannot be written: {error.strerror}; choose another place") from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:

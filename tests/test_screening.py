@@ -21,14 +21,13 @@ from tables import cases, write_jsonl
 from soar.cli import main
 from soar.config import ConfigError
 from soar.domains.world import get_world
-from soar.files import StorageError
 from soar.problems import domain
 from soar.problems.load import DataError
 from soar.run import screen as screening
 from soar.run.folder import EVIDENCE, RunFolder
 from soar.run.interrupts import Stopped
 from soar.run.screen import screen, screen_event, table_lines, what_fits
-from soar.types import Problem, Screening
+from soar.types import Interrupted, Problem, Screening
 
 
 def test_screen_event_by_hand():
@@ -146,7 +145,7 @@ def test_a_screening_of_the_same_problems_is_used_again_whatever_its_seed(tmp_pa
             folder.note_hashes(problems="same")
             if source:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))  # it ends in the first line, as a kill may
-                with pytest.raises(StorageError):
+                with pytest.raises(Interrupted):
                     screening.copy_screening(folder, tmp_path / source, "same")
                 resource.setrlimit(resource.RLIMIT_FSIZE, limit)
                 screening.copy_screening(folder, tmp_path / source, "same")

@@ -138,7 +138,7 @@ def _begin(run_dir: Path, out: Path) -> Run:
 
 def _write(out: Path, files: dict[str, bytes]) -> list[Path]:
     """All files of an export, or none of them; returns where they lie. The first comes last: nothing loads the others
-    without it, so what a kill leaves is taken for no export. Raises StorageError."""
+    without it, so what a kill leaves is taken for no export. Raises Interrupted."""
     try:
         with storage_errors(out, "Nothing of it is left: make room or permit writing there, or give another --out"):
             for left in (path for path in out.glob("*") if path.name != BEGUN):  # which says that they may go
@@ -227,7 +227,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
 
     A base model in a folder here, or in the package (`builtin:NAME`), is named by its whole path, but in no card's metadata.
     Raises ReportError for no run folder, a policy that the run lacks, a target in use or a tokenizer that
-    cannot be loaded, StorageError.
+    cannot be loaded, Interrupted.
     """
     from transformers import AutoTokenizer
 

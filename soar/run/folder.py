@@ -114,7 +114,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     """An open run folder, held by one process; a new one has its manifest with `note_hashes`. say: told what changed on
     resume, and damage that is passed over. Raises RunFolderError when it holds a run and `resume` is False, another process
     holds it, there is nothing to resume, or the config differs from the recorded one in a key that decides results;
-    files.StorageError when it cannot be written."""
+    Interrupted when it cannot be written."""
 
     def __init__(
         self, path: Path, config: Config, command: list[str], resume: bool = False, say: Callable[[str], Any] = print
@@ -229,7 +229,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise
 
     def append(self, name: str, rows: list[Row]) -> None:
-        """Add lines to a JSONL file of the folder. Raises files.StorageError; RunFolderError when the folder was changed."""
+        """Add lines to a JSONL file of the folder. Raises Interrupted; RunFolderError when the folder was changed."""
         self.note_hashes()
         with self._writing(name) as path:
             if path.parent != self.path:  # which is not made again when it was moved away
@@ -269,7 +269,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._remember(name)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; the one before is kept. Raises files.StorageError, and the one before is still in force."""
+        """Write a checkpoint; the one before is kept. Raises Interrupted, and the one before is still in force."""
         self.note_hashes()
         with self._writing("state"):
             for name in (*STREAMS, EVIDENCE):  # the lines that the checkpoint counts on are on disk before it is

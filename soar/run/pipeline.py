@@ -399,7 +399,7 @@ def execute(
     """Run `config` in the folder `out`; returns the summary.
 
     Raises ConfigError, DataError, RunFolderError; Stopped when `stop`, a limit or a promotion on
-    hold ends it; TeacherError, Interrupted, StorageError with the state kept.
+    hold ends it; TeacherError and Interrupted with the state kept.
     """
     check_cluster(config)
     with (
