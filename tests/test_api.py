@@ -106,8 +106,6 @@ def test_evaluate_gives_the_counts_of_the_run(run, monkeypatch):
         assert result["correct"] == recorded[name]["correct"], name
         shown = [{k: result[key][k] for k in ("1", "4")} for key in ("pass_at", "interval_95")]
         assert shown == [recorded[name][key] for key in ("pass_at", "interval_95")]
-    with pytest.raises(ConfigError, match="an adapter is named 'base', as the base model is"):
-        soar.evaluate(None, bare, {"base": run}, recipe=str(run), quiet=True)
     assert len(soar.evaluate(None, bare, recipe=str(run), settings={"problems.limit": 2}).problems) == 2
     file = run / "student" / "adapter_model.safetensors"
     save_file({**(tensors := load_file(file)), (name := min(tensors)): tensors[name] + math.inf}, file)
