@@ -159,7 +159,7 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path, monkeypat
     monkeypatch.setattr("soar.run.setup.free_bytes", lambda device: needed - 1)
     with pytest.raises(ConfigError) as refused, open_env(config):
         pass
-    with patch("sys.flags", Mock(optimize=2)), pytest.raises(ConfigError, match="PYTHONOPTIMIZE=2"), open_env(config):
+    with patch("soar.run.setup.__doc__", None), pytest.raises(ConfigError, match="PYTHONOPTIMIZE=2"), open_env(config):
         pass
     said = str(refused.value)
     assert f"{parameters:,} parameters x 2 bytes" in said and "one device: take a larger one" in said

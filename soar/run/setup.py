@@ -1,7 +1,6 @@
 """What every command opens: base model, sampler, prompts and verifier of a config; and how an adapter is written."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +47,7 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 def open_env(config: Config) -> Iterator[RolloutEnv]:
     """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises ConfigError,
     for a model that does not fit its device before anything is loaded."""
-    if sys.flags.optimize > 1:
+    if __doc__ is None:
         raise ConfigError("transformers reads docstrings, which python -OO (PYTHONOPTIMIZE=2) takes away: leave it out")
     domain = domain_of(config.problems)  # before the model, which takes minutes
     backbone: Backbone
