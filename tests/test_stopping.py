@@ -70,15 +70,13 @@ def test_a_signal_finishes_what_is_in_hand_saves_and_names_the_command(tmp_path,
         kinds = [row["event"] for row in events(out)] if (out / "metrics.jsonl").exists() else []
         assert (kinds.count("outer_step"), kinds.count("arm_step")) == (step, arm_steps)
     assert main(["run", "--out", str(out), "--resume", "--quiet"]) == 0
-    assert outcome(out) == outcome(tiny_run)
-    assert not (out / "paused.json").exists()
+    assert outcome(out) == outcome(tiny_run) and not (out / "paused.json").exists()
 
 
 def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, tiny_run):
     out = tmp_path / "run"
     assert main(["run", "tiny", "--out", str(out), "--quiet", "--max-tokens", "1", *SETS]) == 3
-    said = capsys.readouterr().err
-    assert "limits.max_tokens = 1 reached (" in said
+    assert "limits.max_tokens = 1 reached (" in (said := capsys.readouterr().err)
     assert [row["event"] for row in events(out)] == ["screen", "outer_step", "promotion"]
     tokens = json.loads(max(out.glob("state/*/state.json")).read_text())["data"]["tokens"]
     assert limit_reached(LimitsConfig(max_hours=1.5, max_tokens=1000), 1.49, 999) is None
@@ -96,8 +94,7 @@ def test_max_tokens_pauses_and_a_larger_one_goes_on(tmp_path, capsys, tiny_run):
 
 def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_again(tmp_path, monkeypatch):
     changes = (*CHANGES, 'arms.run=["base"]')
-    clock = {"now": 0.0}
-    real = teacher.OuterLoop.step
+    clock, real, out = {"now": 0.0}, teacher.OuterLoop.step, tmp_path / "run"
 
     def step(self: teacher.OuterLoop) -> Any:
         clock["now"] += 100.0
@@ -108,15 +105,18 @@ def test_seconds_add_up_over_interruptions_and_a_finished_run_gets_its_summary_a
     monkeypatch.setattr(pipeline.time, "monotonic", lambda: clock["now"])
     monkeypatch.setattr(teacher.OuterLoop, "step", step)
     with pytest.raises(InterruptedError):
-        run_tiny(tmp_path / "run", *changes)
+        run_tiny(out, *changes)
     clock["now"] += 5000.0
-    summary = run_tiny(tmp_path / "run", *changes, resume=True)
+    summary = run_tiny(out, *changes, resume=True)
     assert summary["wall_seconds"] == {"screen": 0.0, "loop": 200.0, "arms": 0.0, "evaluate": 0.0}
-    (tmp_path / "run" / "summary.json").unlink()
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    assert run_tiny(tmp_path / "run", *changes, resume=True) == summary
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    (out / "summary.json").unlink()
+    metrics = (out / "metrics.jsonl").read_bytes()
+    assert run_tiny(out, *changes, resume=True) == summary == json.loads((out / "summary.json").read_text())
+    assert (out / "metrics.jsonl").read_bytes() == metrics and (out / "hashes.json").is_file()
+    monkeypatch.delattr(pipeline, "report_at_the_end")
+    with pytest.raises(NameError):
+        run_tiny(out, *changes, resume=True)
+    assert not (out / "hashes.json").exists(), "of files that are being written again"
 
 
 CLOSED = (Path(__file__).parent / "cases" / "closed_terminal.txt").read_text(encoding="utf-8")

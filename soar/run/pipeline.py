@@ -24,7 +24,7 @@ from soar.loop.write import NO_BOUND, Bound, TeacherError, row_of
 from soar.problems.load import DataError, find_leaks, split
 from soar.report.alarms import TEXTS, alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
-from soar.report.runs import NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
+from soar.report.runs import HASHES, NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
 from soar.report.text import held_out
 from soar.report.watch import step_lines
 from soar.run import folder as review
@@ -84,6 +84,7 @@ class Run:
                 self._save(then)
         for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
             save_adapter(self.env.backbone, stack, self.folder.path / name)
+        (self.folder.path / HASHES).unlink(missing_ok=True)  # of what is written again from here on
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
         write_json(self.folder.path / "summary.json", summary)
         self.progress.now("drawing the report", tell=False)
