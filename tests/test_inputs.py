@@ -50,7 +50,8 @@ def prepare(verb: str, name: str, *more: Any) -> FileLock | None:
         case "model":
             shutil.copytree(resolve_path("builtin:tiny"), path)
         case "copy" | "link":
-            (os.symlink if verb == "link" else shutil.copyfile)(path.absolute(), str(more[0]).replace("RUN", "run"))
+            target = str(more[0]).replace("RUN", "run").replace("PID", f"{os.getpid()}")
+            (os.symlink if verb == "link" else shutil.copyfile)(path.absolute(), target)
         case "remove":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         case "rehash":
@@ -113,9 +114,8 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(run, tmp_path, monkeypatc
 
 def look(folder: Path) -> list[int]:
     """Exit codes of every command that looks at a run folder: doctor, report, watch, review, and export twice."""
-    beside = folder.parent
-    words = (["doctor"], ["report", "--out", str(beside / "page.html")], ["watch", "--once"], ["review"])
-    exports = (["export", "--format", form, "--out", str(beside / form)] for form in ("jsonl", "peft"))
+    words = (["doctor"], ["report", "--out", str(folder.parent / "page.html")], ["watch", "--once"], ["review"])
+    exports = (["export", "--format", form, "--out", str(folder.parent / form)] for form in ("jsonl", "peft"))
     return [main([name, str(folder), *more]) for name, *more in (*words, *exports)]
 
 

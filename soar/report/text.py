@@ -264,11 +264,10 @@ def changes(steps: Sequence[Row]) -> str:
     """How the questions of the last outer step (of `page.step_rows`) differ from those of the first; nothing of one step."""
     if len(steps) < 2:
         return ""
-    first, last, parts = steps[0], steps[-1], []
+    first, last = steps[0], steps[-1]
     named = {"distinct_share": "different from each other", "well_posed": "well-posed", "correct": "answered correctly"}
-    for key, what in named.items():
-        if first[key] is not None and last[key] is not None:
-            parts.append(f"{what} {percent(first[key])} \u2192 {percent(last[key])}")
+    both = [key for key in named if None not in (first[key], last[key])]
+    parts = [f"{named[key]} {percent(first[key])} \u2192 {percent(last[key])}" for key in both]
     if first["vendi"] and last["vendi"]:
         parts.append(f"as diverse as {first['vendi']:.1f} \u2192 {last['vendi']:.1f} unrelated questions")
     return f"From step {first['step']} to step {last['step']}: {', '.join(parts)}." if parts else ""
