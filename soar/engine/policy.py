@@ -199,8 +199,7 @@ class Backbone:
         self.lanes = self.device.type == "cuda" and config.adapter == "lora"  # elsewhere a step would have other bits
         if self.lanes:
             self.join()
-        self.micro_batch_tokens = config.micro_batch_tokens
-        self.recomputing = False
+        self.micro_batch_tokens, self.recomputing = config.micro_batch_tokens, False
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.end_ids = _end_ids(model, tokenizer, self.vocabulary)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)

@@ -59,8 +59,7 @@ class NativeSampler:
         positions = request.check(stack, self.backbone.context)
         P, Q, attempts = len(request.prompts_P_Q), len(request.prompts_P_Q[0]), request.attempts
         per_call = self.prompts_per_call(P, Q, attempts, positions)
-        parts_C: list[Rollouts] = []
-        first = 0
+        parts_C, first = list[Rollouts](), 0
 
         def batch(prompts: int) -> Rollouts:
             part = request.select(slice(first, first + prompts))

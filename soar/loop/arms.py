@@ -373,9 +373,8 @@ def usable(
     bad, wrong = ([p for p, v in judged if v is verdict] for verdict in (Verdict.UNSCORABLE, Verdict.WRONG))
     if 2 * len(wrong) > len(kept):
         share = f"{len(wrong):,} of {len(kept):,} gold answers grade as wrong by {env.verifier.name!r}"
-        say(
-            f"{share}, as {wrong[0].answer[:80]!r}: are these problems hard, or never paid? soar check shows what it is given"
-        )
+        ask = "are these problems hard, or never paid? soar check shows what it is given"
+        say(f"{share}, as {wrong[0].answer[:80]!r}: {ask}")
     for problem in bad[:5]:
         say(f"left out: the gold answer of {problem.id} cannot be graded: {problem.answer[:80]!r}")
     return [p for p, v in judged if v is not Verdict.UNSCORABLE], {"too_long": len(long), "ungradable": len(bad)}

@@ -37,8 +37,7 @@ def choose_chunk(env: RolloutEnv, policies: int) -> int:
     On a CPU at most 8, shared out among the threads (benchmarks/population.py), not among workers: a student's last bits
     depend on who shares its batch.
     """
-    chunk = env.backbone.config.chunk
-    if chunk:
+    if chunk := env.backbone.config.chunk:
         return min(policies, chunk)
     if env.backbone.device.type == "cuda":
         return -(-policies // env.parallel.size) if env.parallel is not None else policies

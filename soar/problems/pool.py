@@ -374,15 +374,12 @@ def adapt(function: Callable[..., Any], name: str) -> Reward:
         raise VerifierError(f"{name}{signature}: expected the shape of TRL (completions, **columns), {verl}, {rubric}")
     inner = inspect.unwrap(getattr(function, "func", function))
     inner = inner if inspect.isroutine(inner) else type(inner).__call__
-    untold = subject is inspect.Parameter.empty
     code, around = getattr(inner, "__code__", None), getattr(inner, "__globals__", {})
-    chat = _mentions(code, "content", around) if untold else re.search("dict|Message", str(subject))
+    chat = _mentions(code, "content", around) if subject is signature.empty else re.search("dict|Message", str(subject))
     takes = None if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()) else frozenset(named)
     shape = "plain" if takes == BARE and not chat else shape
     if shape == "plain" and next(iter(named)) in GOLD[2:]:  # that name says so, unlike answer and solution
-        return Reward(
-            lambda completion, gold: function(gold, completion), name, "plain, gold answer first", None, False
-        )
+        return Reward(lambda reply, gold: function(gold, reply), name, "plain, gold answer first", None, False)
     return Reward(function, name, shape, takes, bool(chat) and shape in ("TRL", "verifiers"))
 
 

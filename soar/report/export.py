@@ -6,6 +6,7 @@ truth; every card says so. Adapters get tokenizer, card and a base path that res
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,22 +128,26 @@ def card(file: str, /, **values: Any) -> bytes:
     return f"{fill(f'export/{file}.md.in', **values, version=VERSION)}\n".encode()
 
 
-def _begin(run_dir: Path, out: Path) -> Run:
-    """The run to export, once it is known that the target is free: nothing is there but what a killed export has left."""
+def _left(out: Path) -> list[Path]:
+    """What a killed export has left in its target. Raises ReportError where anything else is there."""
     place = Path(os.path.realpath(out))  # `new/..` is a folder that is there
-    left = {BEGUN, *read_object(place / BEGUN)[0], *(path.name for path in place.glob(".*.[0-9]*.tmp"))}
-    if place.exists() and (not place.is_dir() or any(path.name not in left for path in place.iterdir())):
+    named, notes = read_object(place / BEGUN)
+    parts = "|".join(map(re.escape, () if notes else (BEGUN, *named)))
+    ours = re.compile(rf"{parts}|\.({parts}|{re.escape(BEGUN)})\.\d+\.tmp")  # or half of one, by `write_atomic`
+    there = [*place.iterdir()] if place.is_dir() else [place] if place.exists() else []
+    if not all(ours.fullmatch(path.name) for path in there):
         raise ReportError(f"--out {out}: it exists and is not an empty folder; give another one")
-    return read_run(run_dir)
+    return there
 
 
 def _write(out: Path, files: dict[str, bytes]) -> list[Path]:
     """All files of an export, or none of them; returns where they lie. The first comes last: nothing loads the others
-    without it, so what a kill leaves is taken for no export. Raises Interrupted."""
+    without it, so what a kill leaves is taken for no export. Raises Interrupted, ReportError as `_left`."""
+    there = _left(out)
     try:
         with storage_errors(out, "Nothing of it is left: make room or permit writing there, or give another --out"):
-            for left in (path for path in out.glob("*") if path.name != BEGUN):  # which says that they may go
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for left in (path for path in there if path.name != BEGUN):  # which says that they may go
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             write_json(out / BEGUN, {Path(name).parts[0]: len(content) for name, content in files.items()})
             for name in reversed(files):
                 write_atomic(out / name, files[name])
@@ -159,7 +164,8 @@ def export_questions(run_dir: Path, out: Path, form: str, source: str = "pq", wi
     form: as for `files_of`. source: `pq` or `all` accepted questions. with_hard: the hard training half too.
     Raises ReportError for no run folder, nothing to export, a target in use or a missing library.
     """
-    run = _begin(run_dir, out)
+    _left(out)  # before the work
+    run = read_run(run_dir)
     domain = domain_of_run(run) if form != "jsonl" else None  # which grades nothing, so no code has to be trusted
     for name in ("pq.jsonl" if source == "pq" else "questions.jsonl", *(["hard/train.jsonl"] if with_hard else [])):
         damage = [note for note in run.notes if note.startswith(f"{name}:") and "not complete" not in note]
@@ -226,12 +232,12 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     """Write a policy as a PEFT adapter folder with tokenizer and card; returns the files.
 
     A base model in a folder here, or in the package (`builtin:NAME`), is named by its whole path, but in no card's metadata.
-    Raises ReportError for no run folder, a policy that the run lacks, a target in use or a tokenizer that
-    cannot be loaded, Interrupted.
+    Raises Interrupted; ReportError for no run, no such policy, a target in use or a tokenizer that cannot be loaded.
     """
     from transformers import AutoTokenizer
 
-    run = _begin(run_dir, out)
+    _left(out)  # before the work
+    run = read_run(run_dir)
     adapter = _adapter_of(run_dir, policy)
     settings, notes = read_object(adapter / ADAPTER_FILES[0])
     if notes:

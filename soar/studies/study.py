@@ -138,8 +138,7 @@ def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -
     command = [sys.executable, "-P", "-m", "soar.cli", *(["--trust-run"] if trusted else []), "run", cell.recipe]
     command += ["--out", str(cell.folder), "--quiet", *(word for text in cell.overrides for word in ("--set", text))]
     command += ["--set", f"threads={threads}"] if threads else []
-    if (cell.folder / "manifest.json").is_file():
-        command.append("--resume")
+    command += ["--resume"] if (cell.folder / "manifest.json").is_file() else []
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(f"{cell.name}.log")
     with open(log, "ab") as file:
