@@ -132,7 +132,7 @@ def keep(place: Path, name: str, write: Callable[[Path], object], undo: ExitStac
     `place` began with another."""
     path = place.with_name(f"{place.name}.{name}")
     begun = path.exists() and (place / "manifest.json").is_file()
-    for new in (new for new in reversed([path, *path.parents]) if not new.exists()):
+    for new in (new for new in reversed([path, *path.parents]) if not (new.exists() or new.is_symlink())):
         undo.callback(_take_back, new, place)
     with tempfile.TemporaryDirectory() as scratch:
         new = Path(scratch) / path.name if begun else path
@@ -150,7 +150,7 @@ def _take_back(path: Path, place: Path) -> None:
     with suppress(OSError):
         if path in place.parents:
             path.rmdir()
-        elif path.name not in str(read_object(place / "manifest.json")[0].get("config")):
+        elif _json(path.name)[1:-1] not in _json(read_object(place / "manifest.json")[0].get("config")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -124,15 +124,17 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
         seen.append((step, measured.reward_G))
         return [float(k) if step == 0 else math.nan for k in range(len(sets.problems_G_Q))]
 
+    given, out, paid = candidates(tiny_config()).problems, tmp_path / "a \\ \u00a0", functools.partial(by_number)
     with pytest.raises(ConfigError, match=r"teacher_reward returned \[nan, nan, nan\]: expected a number or"):
-        soar.train(out=tmp_path / "run", settings=SETTINGS, teacher_reward=functools.partial(by_number), quiet=True)
-    (step,), plain = events(tmp_path / "run", "outer_step"), events(tiny_run, "outer_step")[0]
+        soar.train(None, given, out, recipe="tiny", settings=SETTINGS, teacher_reward=paid, quiet=True)
+    assert Path(f"{out}.problems.jsonl").is_file(), "the run goes on with it"
+    (step,), plain = events(out, "outer_step"), events(tiny_run, "outer_step")[0]
     assert step["teacher_reward_G"] == [0.0, 1.0, 2.0] and step["teacher_grad_norm"] > 0
     assert (step["reward_G"], step["promoted"]) == (plain["reward_G"], plain["promoted"]), "what is measured stays"
     assert [number for number, _ in seen] == [0, 1] and seen[0][1] == step["reward_G"]
-    for paid in (0.5, [0.5], [0.5, None, "much"]):
+    for bad in (0.5, [0.5], [0.5, None, "much"]):
         with pytest.raises(ConfigError, match=r"expected a number or None for each of 3 datasets"):
-            api._paid(lambda *_, paid=paid: paid, SimpleNamespace(problems_G_Q=[[], [], []]), None, 0)
+            api._paid(lambda *_, bad=bad: bad, SimpleNamespace(problems_G_Q=[[], [], []]), None, 0)
 
 
 def test_a_verifier_function_is_named_by_file(tmp_path):
@@ -171,12 +173,10 @@ def test_problems_and_models_of_any_kind(tmp_path, monkeypatch):
         with pytest.raises(UserError):
             soar.train(mine, rows, tmp_path / "runs" / "new", recipe="tiny", quiet=True, **more)
     assert {*tmp_path.rglob("*")} == before, "a refused call leaves nothing"
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    more = {"tokenizer": tokenizer, "recipe": "tiny"}
-    config = config_of(model, None, tmp_path / "run", settings={"model.device": "cpu"}, **more)
-    backbone = load_backbone(config.model)
+    model, more = tiny_model(), {"tokenizer": tiny_tokenizer(), "recipe": "tiny"}
+    backbone = load_backbone(config_of(model, None, tmp_path / "run", settings={"model.device": "cpu"}, **more).model)
     assert torch.equal(backbone.model.lm_head.weight, model.lm_head.weight)
-    assert backbone.tokenizer.encode("a b") == tokenizer.encode("a b")
+    assert backbone.tokenizer.encode("a b") == more["tokenizer"].encode("a b")
     write_json(tmp_path / "run" / "manifest.json", {})  # from here on a run needs what lies beside it
     before = content(tmp_path)
     for mine, given in ((tiny_model(seed=1), problems), (model, problems[:1])):
