@@ -106,8 +106,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """A list of objects, an object with one such list in it, columns (lists of one length, or as pandas writes), or one
-    problem."""
+    """A list of objects, an object with one such list, columns (lists of one length, or as pandas writes) or one problem."""
     text = "".join(_lines(path))
     try:
         content = json.loads(text)
@@ -119,7 +118,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
         objects = sum(isinstance(column[0], dict) for column in columns) if lists else 0
         if objects == len(columns) > 1:
             raise DataError(f"{path}: several lists of rows ({', '.join(content)}); write one of them into a file")
-        if lists and not objects and len(columns) > 1 and len({*map(len, columns)}) == 1:
+        places = {tuple(c) if isinstance(c, dict) else len(c) for c in content.values()} if lists else ()
+        if not objects and len(columns) > 1 and len(places) == 1:
             content = [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
         else:
             content = columns[0] if objects and len(columns) == 1 else [content]
