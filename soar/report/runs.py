@@ -83,7 +83,7 @@ class Run:
     @property
     def state(self) -> str:
         """`finished`, `paused`, `at work` or, where its process is gone without a word, `stopped`."""
-        if self.finished or (self.path / "screen.json").is_file():  # the last but one file of a screening
+        if self.finished or (not self.events and (self.path / "screen.json").is_file()):  # a screening's last but one
             return "finished"
         return "paused" if self.paused else "at work" if self.held else "stopped"
 

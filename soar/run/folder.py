@@ -400,7 +400,7 @@ def _hashes(run: Path) -> Check:
 
 def _summary(run: Path, events: list[Row], config: Any) -> Check:
     if not (run / "summary.json").is_file():
-        if (run / "screen.json").is_file():
+        if not events and (run / "screen.json").is_file():
             return ("screen.json: the screening is finished", files.read_object(run / "screen.json")[1])
         return ("no summary.json: the run is not finished", [])
     summary, complaints = files.read_object(run / "summary.json")
