@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from soar.config import ELSEWHERE, Config, ConfigError, flat, load
-from soar.files import read_object, storage_errors
+from soar.files import read_object, scrub, storage_errors
 from soar.loop import teacher
 from soar.plan.forecast import Finding, announce, can_work, check_all, summary
 from soar.problems.pool import refuse_in_worker
@@ -150,7 +150,7 @@ def _take_back(path: Path, place: Path) -> None:
     with suppress(OSError):
         if path in place.parents:
             path.rmdir()
-        elif _json(path.name)[1:-1] not in _json(read_object(place / "manifest.json")[0].get("config")):
+        elif _json(scrub(path.name))[1:-1] not in _json(read_object(place / "manifest.json")[0].get("config")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
