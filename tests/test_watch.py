@@ -75,7 +75,7 @@ def test_a_paused_or_killed_run_says_why_and_how_to_go_on(tmp_path, monkeypatch)
     head, said, again, *_ = out.getvalue().splitlines()
     assert head.startswith("mine: stopped, last written ") and said.endswith("it was killed, or ended with an error")
     assert again == f"continue with: soar run --out {folder} --resume" and "outer loop" not in out.getvalue()
-    write_json(folder / "screen.json", {})
+    (folder / "metrics.jsonl").rename(folder / "screen.json")  # a screening has no events
     assert lines_of(folder)[0] == "mine: finished"
     folder, out = begin(tmp_path / "live"), io.StringIO()
     add(folder, "metrics.jsonl", step(0, [0.1, 0.2]))

@@ -134,8 +134,8 @@ def _left(out: Path) -> list[Path]:
     named, notes = read_object(place / BEGUN)
     parts = "|".join(map(re.escape, () if notes else (BEGUN, *named)))
     ours = re.compile(rf"{parts}|\.({parts}|{re.escape(BEGUN)})\.\d+\.tmp")  # or half of one, by `write_atomic`
-    there = [*place.iterdir()] if place.is_dir() else [place] if place.exists() else []
-    if not all(ours.fullmatch(path.name) for path in there):
+    there = [*place.iterdir()] if place.is_dir() else []
+    if place.exists() != place.is_dir() or not all(ours.fullmatch(path.name) for path in there):
         raise ReportError(f"--out {out}: it exists and is not an empty folder; give another one")
     return there
 
