@@ -435,9 +435,8 @@ TRUSTED: ContextVar[bool] = ContextVar("TRUSTED", default=False)  # --trust-run:
 
 def named_code(config: object) -> list[str]:
     """Lines `key = value` of what in a run folder's config would run its author's code, or send or spend where he says."""
-    config = config if isinstance(config, dict) else {}
     # A key "problems.domain" beside the sections is none, and does not stand for the one that is loaded.
-    values = flat({name: config[name] for name in Config.model_fields if name in config})
+    values = flat({name: config[name] for name in Config.model_fields if isinstance(config, dict) and name in config})
     code = [key for key in ("problems.domain", "problems.verifier") if ":" in str(values.get(key, ""))]
     code += [key for key in ("problems.source", "arms.real") if str(values.get(key, "")).startswith("verifiers:")]
     code += [key for key in ("model.trust_remote_code", "cluster.address", "backend.base_url") if values.get(key)]
