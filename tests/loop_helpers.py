@@ -197,4 +197,4 @@ class UpdateLog:
         self.advantages.append(advantage_B.view(self.datasets, -1))
         self.rates.append(rate)
         zero_P = torch.zeros(1)
-        return UpdateStats(zero_P, zero_P, zero_P, zero_P.bool(), rollouts.rows)
+        return UpdateStats(zero_P, zero_P, zero_P, zero_P.bool())

@@ -224,7 +224,7 @@ class TinkerBackbone(Backbone):
             failed_P[p] = not math.isfinite(norm_P[p])
         for p in failed_P.nonzero()[:, 0].tolist():  # back to its last checkpoint: what it has become must not go on
             self.close(slots[p], save=False)
-        return UpdateStats(norm_P, kl_P, gap_P, failed_P, sum(map(len, rows_P)))
+        return UpdateStats(norm_P, kl_P, gap_P, failed_P)
 
     def _passes(
         self, kind: str, slots: list[Slot], rollouts: Rollouts, rows_P: list[list[int]], weight_B_T: Tensor

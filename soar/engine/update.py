@@ -41,7 +41,6 @@ class UpdateStats:
     kl_P: Tensor
     gap_P: Tensor
     failed_P: Tensor
-    trained_rows: int
 
 
 def update(
@@ -90,7 +89,7 @@ def update(
     norm_P, failed_P = optimizer.step(lr)
     count_P = tokens_P.clamp(min=1)
     kl_mean_P = kl_P / count_P if config.kl > 0.0 else torch.full_like(kl_P, math.nan)
-    return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P, sum(len(kept) for kept in kept_P))
+    return UpdateStats(norm_P, kl_mean_P, gap_P / count_P, failed_P)
 
 
 def rows_that_count(rollouts: Rollouts, advantage_B: Tensor, policies: int, config: OptimizerConfig) -> list[list[int]]:
