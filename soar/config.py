@@ -422,7 +422,8 @@ def parse_override(text: str) -> dict[str, Any]:
 
 def find_recipe(recipe: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
     """Path of a recipe: built-in name (of `folder`), TOML file, or run folder (its manifest's config). Raises ConfigError."""
-    own = (Path(recipe) / "manifest.json", Path(recipe))  # ./tiny is never the built-in one
+    run = [Path(recipe) / "manifest.json"] if what == "recipe" else []
+    own = [*run, Path(recipe)]  # ./tiny is never the built-in one
     for path in own if os.sep in recipe else (folder / f"{recipe}.toml", *own):
         if path.is_file():
             return path
