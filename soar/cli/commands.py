@@ -133,7 +133,7 @@ def run(
     overrides = overriding(sets, workers, problems__verifier=verifier, promotion__review=review, **limits)
     if resume and not (recipe or model or problems):
         folders.recorded_config(begun := out or Path("runs/demo"))  # of this version and without a hidden secret
-        config = load(str(begun), overrides)
+        config = load(str(begun / "manifest.json"), overrides)  # begun may have the name of a recipe
     else:
         recipe = recipe or (None if model or problems else "demo")
         config = config_of(recipe, model, problems, overrides)
