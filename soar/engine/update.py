@@ -176,8 +176,10 @@ def micro_batches(
         fit = max(1, min(limit // size(lanes[0][1]), 4 * len(kept_P)))  # room beside the longest, and for adapters
         by_prompt.append(lanes[:fit])
         lanes = lanes[fit:]
-    plans = [batches, by_prompt] if by_prompt else [batches]
-    for batch in min(plans, key=lambda plan: sum(len(batch) * max(size(rows) for _, rows in batch) for batch in plan)):
+    if by_prompt:
+        plans = batches, by_prompt
+        batches = min(plans, key=lambda plan: sum(len(batch) * max(size(rows) for _, rows in batch) for batch in plan))
+    for batch in batches:
         if any(rows for _, rows in batch):
             yield [p for p, _ in batch], pack(backbone, rollouts, [rows for _, rows in batch])
 
