@@ -26,6 +26,7 @@ from soar.engine.rollouts import Rollouts
 CPU_LOGIT_BYTES = 1 << 29
 SMALLEST_MICRO_BATCH = 1024
 MEMORY_SHARE = 0.5  # of a GPU's free memory, for the activations of one pass
+Lane = tuple[int, list[int]]  # a policy and some of its rows
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,6 @@ def micro_batch_limit(backbone: Backbone) -> int:
     values = layers * hidden + layer if backbone.recomputing else layers * layer
     free = int(MEMORY_SHARE * free_bytes(backbone.device))
     return max(1024, min(1 << 17, free // (values * backbone.dtype.itemsize)))
-
-
-Lane = tuple[int, list[int]]  # a policy and some of its rows
 
 
 def micro_batches(

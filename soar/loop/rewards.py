@@ -6,6 +6,7 @@ which nothing can be learned. Students are promoted by their measured improvemen
 penalty, mixtures of rewards.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,8 @@ from soar.engine.rollouts import Rollouts
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
 from soar.types import mean, standard_error
+
+DENSE = ("likelihood", "forced")  # values of reward.mode that need no verifier
 
 
 def grounded(gains_G: list[list[float]]) -> tuple[list[float | None], list[float | None]]:
@@ -67,12 +70,7 @@ def intrinsic(
 
 def success_rates(batch: RolloutBatch) -> list[float | None]:
     """Share of the first policy's scorable attempts at each question that are right; None where none can be scored."""
-    valid_Q = batch.valid_P_Q_N[0].sum(-1).tolist()
-    solved_Q = batch.solved_P_Q_N[0].sum(-1).tolist()
-    return [solved / valid if valid else None for solved, valid in zip(solved_Q, valid_Q, strict=True)]
-
-
-DENSE = ("likelihood", "forced")  # values of reward.mode that need no verifier
+    return [None if math.isnan(rate) else rate for rate in batch.pass_rate_P_Q()[0].tolist()]
 
 
 def answer_marks(fmt: Any) -> tuple[str, str]:

@@ -40,9 +40,13 @@ class RolloutBatch:
     failed_P: Tensor
     texts: list[str] = field(default_factory=list)
 
+    def pass_rate_P_Q(self) -> Tensor:
+        """Share of the scorable attempts at each question that are right [P, Q], float64; NaN where none can be scored."""
+        return self.solved_P_Q_N.sum(2).double() / self.valid_P_Q_N.sum(2)
+
     def pass_rate_P(self) -> Tensor:
-        """Mean over questions of the share of right attempts, of what could be scored, as `success_rates` has it [P]."""
-        return (self.solved_P_Q_N.sum(2) / self.valid_P_Q_N.sum(2)).nanmean(1).nan_to_num()
+        """Their mean over the questions where there is one [P], float32; 0 where there is none."""
+        return self.pass_rate_P_Q().float().nanmean(1).nan_to_num()
 
 
 class RolloutEnv:

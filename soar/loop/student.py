@@ -123,8 +123,7 @@ class Training:
         if not dense:
             return batch
         reward_P_Q_N = batch.reward_P_Q_N.clone()
-        share_P_Q_N = likelihood(env, self.stack, batch, dense)
-        reward_P_Q_N[dense] = share_P_Q_N * FULL[env.scheme]
+        reward_P_Q_N[dense] = likelihood(env, self.stack, batch, dense) * FULL[env.scheme]
         return replace(batch, reward_P_Q_N=reward_P_Q_N)
 
     def advantages(self, batch: RolloutBatch, normalize: bool) -> Tensor:
