@@ -63,8 +63,7 @@ def train_population(
     tasks = [([begun[p] for p in members],) for members in members_C]
     trained = list(spread(env, train_chunk, common, tasks, on_step))
     students = [student for part in trained for student in part]
-    means_C = [[mean_metrics(rows) for rows in zip(*(s.metrics for s in part), strict=True)] for part in trained]
-    metrics = [mean_metrics(rows, list(map(len, trained))) for rows in zip(*means_C, strict=True)]
+    metrics = [mean_metrics(rows) for rows in zip(*(s.metrics for s in students), strict=True)]
     stack, failed_P = concat([s.stack for s in students]), torch.tensor([s.failed for s in students])
     return Population(stack, failed_P, metrics, sum(s.rollouts for s in students), students[0].kept)
 

@@ -216,10 +216,10 @@ def step_metrics(batch: RolloutBatch, stats: UpdateStats) -> list[Metrics]:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def mean_metrics(rows: Sequence[Metrics], weights: Sequence[int] = ()) -> Metrics:
-    """Means of figures over policies, or over chunks of `weights` policies; what one of them has not (nan) is left out."""
+def mean_metrics(rows: Sequence[Metrics]) -> Metrics:
+    """Means of figures over policies; what one of them has not (nan) is left out."""
     means = {}
     for key in rows[0]:
-        pairs = [(row[key], w) for row, w in zip(rows, weights or [1] * len(rows), strict=True) if row[key] == row[key]]
-        means[key] = sum(value * w for value, w in pairs) / sum(w for _, w in pairs) if pairs else math.nan
+        values = [row[key] for row in rows if not math.isnan(row[key])]
+        means[key] = sum(values) / len(values) if values else math.nan
     return means
