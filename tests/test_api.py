@@ -1,5 +1,4 @@
-"""The Python interface does what the command line does, and takes functions where it says so. README, notebooks and
-examples run at tiny size; the two forms of a notebook are the same."""
+"""The Python interface does what the command line does; README, notebooks and examples run at tiny size."""
 
 import functools
 import importlib

@@ -1,5 +1,4 @@
-"""The command line: exit codes, messages instead of tracebacks, what is imported for what, what arguments and recipes become,
-the page of all config keys; `soar student` and `soar eval` agree with a run."""
+"""The command line: exit codes, messages, imports, arguments; `soar student` and `soar eval` agree with a run."""
 
 import builtins
 import json

@@ -1,5 +1,4 @@
-"""Problems in: every row is used or reported with its place and reason; the split and the evidence can be trusted;
-environments of the package verifiers with their rubric, and what is refused."""
+"""Problems in: every row is used or reported with its place and reason; the split and the evidence can be trusted."""
 
 import json
 import os

@@ -12,8 +12,9 @@ from helpers import EOS, handmade_rollouts, tiny_backbone, tiny_model, tiny_toke
 from torch import Tensor
 
 from soar.config import OptimizerConfig, SamplingConfig
-from soar.engine.rloo import group_shares, leave_one_out, policy_loss
+from soar.engine.rloo import leave_one_out, policy_loss
 from soar.engine.update import StackOptimizer, update
+from soar.loop.student import group_shares
 
 
 def close(found: torch.Tensor, expected: object, tolerance: float = 1e-6) -> None:
@@ -60,9 +61,11 @@ def test_loss_with_divergence_on_hand_worked_numbers():
 
 
 def test_group_shares():
-    reward = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [0.0, 0.0]]])
+    solved = torch.tensor([[[0, 0], [1, 1]], [[0, 1], [0, 0]]]).bool()
     shares = {"frac_all_wrong": 0.5, "frac_all_right": 0.25, "frac_mixed": 0.25, "frac_reward_zero_std": 0.75}
-    assert group_shares(reward) == shares
+    assert group_shares(solved, solved.float(), solved | True) == shares
+    points = torch.tensor([[[0.0, 20.0], [120.0, 120.0]], [[10.0, 120.0], [10.0, 20.0]]])  # wrong attempts are paid too
+    assert group_shares(solved, points, points != 120.0) == shares | {"frac_reward_zero_std": 0.5}
 
 
 # The teacher's texts are redrawn until they parse, so a kept text y has the log-probability log p(y) - log Z, where Z is the

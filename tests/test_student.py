@@ -1,5 +1,4 @@
-"""The inner loop: a population trained together is the students trained one by one. Rollouts put the right problem to the
-right policy; faults are named."""
+"""A population trained together is the students trained one by one; rollouts are of the right problem and policy."""
 
 import builtins
 import copy
@@ -88,8 +87,7 @@ def test_any_chunk_gives_the_same_students(adapter):
 
 
 def test_students_depend_on_their_own_seed_and_batches_and_not_on_threads():
-    """The order of the students does not matter, two with the same seed and batches end up equal, and neither baseline nor
-    base model are changed."""
+    """Their order does not matter, and neither baseline nor base model are changed."""
     whole = train(chunk=STUDENTS)
     env, order = tiny_examiner(tiny_backbone()), [3, 0, 3]
     start = random_stack(env.backbone, 1)

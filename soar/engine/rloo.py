@@ -14,25 +14,29 @@ from torch import Tensor
 def leave_one_out(reward_X_N: Tensor, valid_X_N: Tensor | None = None, normalize: bool = False) -> Tensor:
     """Advantage [..., N]: each reward minus the mean of the others of its group (last axis).
 
-    valid: False excludes an entry (its advantage is 0). A group whose valid entries are all equal, or fewer than two, has
-    advantage 0.
-    normalize divides by the standard deviation of the group's rewards (plus 1e-6); not in the paper.
+    valid: False excludes an entry, whose advantage is 0, as in a group that is `all_equal`. normalize divides by the
+    standard deviation of the group's rewards (plus 1e-6); not in the paper.
     """
     valid = torch.ones_like(reward_X_N, dtype=torch.bool) if valid_X_N is None else valid_X_N
     reward = torch.where(valid, reward_X_N, torch.zeros_like(reward_X_N))
     count = valid.sum(-1, keepdim=True)
     total = reward.sum(-1, keepdim=True)
     others = (total - reward) / (count - 1).clamp(min=1)
-    low = torch.where(valid, reward, torch.inf).amin(-1, keepdim=True)
-    high = torch.where(valid, reward, -torch.inf).amax(-1, keepdim=True)
     # Equal rewards leave a remainder of rounding, which a deviation next to nothing would make a signal.
-    advantage = torch.where(valid & (low != high), reward - others, torch.zeros_like(reward))
+    advantage = torch.where(valid & ~all_equal(reward, valid)[..., None], reward - others, torch.zeros_like(reward))
     if normalize:
         mean = total / count.clamp(min=1)
         squares = torch.where(valid, (reward - mean) ** 2, torch.zeros_like(reward))
         deviation = (squares.sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
         advantage = advantage / (deviation + 1e-6)
     return advantage
+
+
+def all_equal(reward_X_N: Tensor, valid_X_N: Tensor) -> Tensor:
+    """Whether the valid rewards of a group (last axis) are equal, so that it has no signal [...]; True of fewer than two."""
+    low = torch.where(valid_X_N, reward_X_N, torch.inf).amin(-1)
+    high = torch.where(valid_X_N, reward_X_N, -torch.inf).amax(-1)
+    return low >= high
 
 
 def k3(logprob_B_T: Tensor, reference_B_T: Tensor) -> Tensor:
@@ -59,12 +63,3 @@ def policy_loss(
         # Masked before the exponential: a masked token may be so unlikely that k3 overflows, and inf * 0 is NaN.
         row_B = row_B + kl * k3(logprob_B_T * mask_B_T, reference_B_T * mask_B_T).sum(-1)
     return row_B / normaliser
-
-
-def group_shares(reward_X_N: Tensor) -> dict[str, float]:
-    """Shares of groups (last axis) whose rewards are all zero, all equal and positive, mixed; and of zero deviation."""
-    groups = reward_X_N.reshape(-1, reward_X_N.shape[-1])
-    same = (groups == groups[:, :1]).all(-1)
-    wrong = same & (groups[:, 0] <= 0)
-    kinds = {"all_wrong": wrong, "all_right": same & ~wrong, "mixed": ~same, "reward_zero_std": same}
-    return {f"frac_{kind}": those.double().mean().item() for kind, those in kinds.items()}

@@ -18,7 +18,7 @@ from soar import seeds
 from soar.backends.base import begin, update
 from soar.config import StudentConfig
 from soar.engine.policy import AdapterStack, Backbone, concat
-from soar.engine.rloo import group_shares, leave_one_out
+from soar.engine.rloo import all_equal, leave_one_out
 from soar.engine.update import UpdateStats
 from soar.files import Row
 from soar.loop.rewards import likelihood
@@ -140,8 +140,8 @@ class Training:
         self.failed_P |= stats.failed_P | batch.failed_P
         solved_P_Q = batch.solved_P_Q_N.any(-1).tolist()
         for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, step_metrics(batch, stats), strict=True)):
-            correct_Q_N = batch.solved_P_Q_N[p].float()  # groups, too, are judged on correctness
-            row |= group_shares(correct_Q_N.view(-1, plan.copies * correct_Q_N.shape[1]))
+            figures = (batch.solved_P_Q_N[p], batch.reward_P_Q_N[p], batch.valid_P_Q_N[p])
+            row |= group_shares(*(figure_Q_N.view(-1, plan.copies * figure_Q_N.shape[1]) for figure_Q_N in figures))
             if plan.hints:
                 for problem, solved in zip(batch.problems_P_Q[p], solved_P_Q[p], strict=True):
                     level = state.levels.get(problem.id, HINT_LEVELS)
@@ -214,6 +214,14 @@ def step_metrics(batch: RolloutBatch, stats: UpdateStats) -> list[Metrics]:
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def group_shares(solved_X_N: Tensor, reward_X_N: Tensor, valid_X_N: Tensor) -> dict[str, float]:
+    """Shares of groups (last axis) that are solved in no attempt, in all, in some; and of those without a signal."""
+    wrong, right = ~solved_X_N.any(-1), solved_X_N.all(-1)
+    kinds = {"all_wrong": wrong, "all_right": right, "mixed": ~(wrong | right)}
+    kinds["reward_zero_std"] = all_equal(reward_X_N, valid_X_N)
+    return {f"frac_{kind}": those.double().mean().item() for kind, those in kinds.items()}
 
 
 def mean_metrics(rows: Sequence[Metrics]) -> Metrics:
