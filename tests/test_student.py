@@ -183,12 +183,12 @@ def test_hints_fade_with_success_and_come_back_without(monkeypatch):
     assert shown[0] == "question" and shown[4] == "question\n\nHint: one two three four five six"
     assert [len(text.split()) for text in shown] == [1, 4, 5, 7, 8]  # a quarter of six words, rounded up
     backbone, no, zero = tiny_backbone(), torch.tensor([False]), torch.zeros(1)
-    plan = Plan([[problem]], 0, hints={"p": "a hint"})
+    plan = Plan([[problem, Problem("q", "without one", "1")]], 0, hints={"p": "a hint"})
     students = Training(backbone, [(plan, TrainState(0, random_stack(backbone, 1)))], CONFIG)
-    (state,), levels, rollouts = students.states_P, [], rollouts_of(backbone, ["a", "b"], [1])
+    (state,), levels, rollouts = students.states_P, [], rollouts_of(backbone, [*"abab"], [1])
     for solved in (False, True, True, True, True, True, False):
-        attempts = torch.tensor([[[False, solved]]])
-        batch = RolloutBatch([[problem]], 1.0, rollouts, [], attempts.float(), attempts, attempts | True, no)
+        attempts = torch.tensor([[[False, solved], [False, False]]])
+        batch = RolloutBatch(plan.batches, 1.0, rollouts, [], attempts.float(), attempts, attempts | True, no)
         students.note(batch, UpdateStats(zero, zero, zero, no))
         levels.append(state.levels["p"])
     assert levels == [4, 3, 2, 1, 0, 0, 1] and state.metrics[-1]["hint_share"] == 0.25
@@ -197,7 +197,7 @@ def test_hints_fade_with_success_and_come_back_without(monkeypatch):
     assert students.advantages(judged, False).tolist() == [1.0, -1.0, 0.0], "what cannot be scored has no say"
     monkeypatch.setattr("soar.loop.student.likelihood", lambda *given: torch.full((1, 1, 2), 0.5))
     students.plans = (replace(plan, likelihood=True),)
-    assert students.pay(SimpleNamespace(scheme="paper"), batch).reward_P_Q_N.tolist() == [[[60.0, 60.0]]]  # type: ignore[arg-type]
+    assert students.pay(SimpleNamespace(scheme="paper"), batch).reward_P_Q_N.tolist() == [[[60.0, 60.0]] * 2]  # type: ignore[arg-type]
     students.note(batch, UpdateStats(zero, zero, zero, ~no))
     assert students.failed_P.all(), "NaN in the update alone"
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]

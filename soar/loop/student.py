@@ -142,10 +142,11 @@ class Training:
         for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, step_metrics(batch, stats), strict=True)):
             figures = (batch.solved_P_Q_N[p], batch.reward_P_Q_N[p], batch.valid_P_Q_N[p])
             row |= group_shares(*(figure_Q_N.view(-1, plan.copies * figure_Q_N.shape[1]) for figure_Q_N in figures))
-            if plan.hints:
-                for problem, solved in zip(batch.problems_P_Q[p], solved_P_Q[p], strict=True):
+            for problem, solved in zip(batch.problems_P_Q[p], solved_P_Q[p], strict=True):
+                if problem.id in plan.hints:
                     level = state.levels.get(problem.id, HINT_LEVELS)
                     state.levels[problem.id] = max(0, level - 1) if solved else min(HINT_LEVELS, level + 1)
+            if state.levels:
                 row["hint_share"] = sum(state.levels.values()) / len(state.levels) / HINT_LEVELS
             state.metrics.append(row)
             state.rollouts += len(batch.verdicts) // len(self.plans)
