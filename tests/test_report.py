@@ -142,23 +142,24 @@ def test_a_null_run_says_why_and_only_a_null_run():
             *({"step": None, "arm": arm, "kind": "arm fell", "message": f"{arm} fell"} for arm in ("ps", "pq")),
         ],
         "outer_step": [{"step": step, "window_mean": mean} for step, mean in ((1, 0.0), (2, -0.01))],
-        "arm_step": [{"arm": a, "frac_mixed": share} for a, share in (("hard_only", 0.0), ("pq", 0.1), ("pq", 0.0))],
+        "arm_step": [
+            {"arm": arm, "frac_mixed": 0.0, "frac_reward_zero_std": share}
+            for arm, share in (("hard_only", 1.0), ("pq", 0.9), ("pq", 1.0), ("likelihood", 0.25))
+        ],
     }
-    events["arm_step"].append({"arm": "likelihood", "frac_mixed": 0.0, "frac_reward_zero_std": 0.25})
     config = {"promotion": {"tau": 0.01}}
     assert wording.why_nothing(runs.Run(Path("x"), {"config": config}, run.summary, events)) == [
         "93% of the attempts in screening hit the token budget; raise student.sampling.max_tokens, or expect low pass rates.",
         *("In step 1 students.", "Ps fell.", "Pq fell."),
         "No student was promoted: the mean reward of a window was +0.0000 at best, and a promotion takes more than "
         "tau = 0.01.",
-        "Hard-Only never saw a group with right and wrong attempts, so there was nothing to learn from.",
-        "Likelihood never saw a group with right and wrong attempts, so it learned from what wrong attempts were paid alone.",
+        "Hard-Only never saw a group with unequal rewards, so there was nothing to learn from.",
     ]
     ahead = {**make_run({"ps": PS, "hard_only": HARD}).summary, "paired": paired(0.102, 0.07, 0.134)}
     equal = {**ahead, "paired": paired(0.01, 0.0, 0.02)}
     events["promotion"] = [{"step": 1}]
     told = [wording.why_nothing(runs.Run(Path("x"), {"config": config}, end, events)) for end in (ahead, equal)]
-    assert list(map(len, told)) == [0, 6]
+    assert list(map(len, told)) == [0, 5]
     remarks = [wording.remarks(make_run({name: PS}))[0] for name in ("ps", "base")]
     assert [text.startswith("Hard-Only was not measured, so nothing here tells") for text in remarks] == [True, False]
 

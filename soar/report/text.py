@@ -235,17 +235,13 @@ def why_nothing(run: Run) -> list[str]:
     if windows and tau is not None and not run.promotions:
         best = f"the mean reward of a window was {max(windows):+.4f} at best"
         lines.append(f"No student was promoted: {best}, and a promotion takes more than tau = {tau:g}.")
-    arms: dict[str, list[Row]] = {}
+    learnt: dict[str, bool] = {}
     for row in run.events.get("arm_step", []):
-        arms.setdefault(str(row.get("arm")), []).append(row)
-    unmixed: dict[str, list[str]] = {}
-    for name, rows in arms.items():
-        if not any(numbers([row.get("frac_mixed") for row in rows])):
-            equal = min(numbers([row.get("frac_reward_zero_std") for row in rows]), default=1.0) == 1.0
-            why = "there was nothing to learn from" if equal else "it learned from what wrong attempts were paid alone"
-            unmixed.setdefault(why, []).append(arm_name(name))
-    never = "never saw a group with right and wrong attempts"
-    return [*lines, *(f"{', '.join(names)} {never}, so {why}." for why, names in unmixed.items())]
+        signal = number(row.get("frac_reward_zero_std")) != 1.0
+        learnt[str(row.get("arm"))] = learnt.get(str(row.get("arm")), False) or signal
+    if still := ", ".join(arm_name(name) for name, signal in learnt.items() if not signal):
+        lines.append(f"{still} never saw a group with unequal rewards, so there was nothing to learn from.")
+    return lines
 
 
 def now_line(run: Run) -> str:
