@@ -27,7 +27,7 @@ class RolloutBatch:
     """N attempts of each policy at each of its problems, rows in the order (policy, question, attempt).
 
     temperature: of the draws. reward_P_Q_N: student reward (points). valid_P_Q_N: False where the verdict is unscorable
-    (excluded from means, and never solved). failed_P: the policy produced NaN or inf. texts: as they were judged.
+    (left out of pass rates and advantages, never solved). failed_P: the policy gave NaN or inf. texts: as they were judged.
     """
 
     problems_P_Q: list[list[Problem]]
@@ -200,11 +200,13 @@ def keep(env: RolloutEnv, batch: RolloutBatch, p: int = 0, n: int = KEPT) -> lis
     near miss: a wrong one, but the gold answer occurs in the text, or a graded reward is not 0. The other outcomes are those
     of `VerifierPool.outcomes`.
     """
+    if not batch.texts:
+        return []
     (Q, N), kept = batch.reward_P_Q_N.shape[1:], []
-    rows = sorted({(p * n + i) * Q * N // n for i in range(n if batch.texts else 0)})
+    rows = sorted({p * Q * N + i * Q * N // n for i in range(n)})
     texts, asked = [batch.texts[row] for row in rows], [batch.problems_P_Q[p][row // N % Q] for row in rows]
-    verdicts, ended = [batch.verdicts[row] for row in rows], batch.rollouts.ended_B[rows].tolist() if rows else []
-    outcomes = env.verifier.outcomes(texts, verdicts, ended, [problem.answer for problem in asked]) if rows else []
+    verdicts, ended = [batch.verdicts[row] for row in rows], batch.rollouts.ended_B[rows].tolist()
+    outcomes = env.verifier.outcomes(texts, verdicts, ended, [problem.answer for problem in asked])
     for row, problem, text, (outcome, read) in zip(rows, asked, texts, outcomes, strict=True):
         verdict, reward = batch.verdicts[row].value, float(batch.reward_P_Q_N.flatten()[row])
         near = mentions(text, problem.answer) or (env.scheme == "binary" and reward > 0)

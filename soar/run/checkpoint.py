@@ -145,8 +145,7 @@ class Pending:
 @dataclass
 class RunState:
     """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
-    tokens: sampled since screening; arm_tokens: of each trained arm, by what for; arm_progress: arms amid their
-    training."""
+    tokens: sampled since screening; arm_tokens: of each arm, by what for; arm_progress: arms amid their training."""
 
     stage: str
     loop: LoopState
@@ -165,10 +164,6 @@ def adapters_of(state: RunState) -> dict[str, AdapterStack]:
     return {"teacher": state.loop.teacher, "student": state.loop.best or state.loop.baseline, **arms}
 
 
-def names_of(kind: Any) -> list[str]:
-    return [field.name for field in fields(kind) if not field.name.startswith("_")]  # those are caches
-
-
 def to_checkpoint(state: RunState) -> Checkpoint:
     """All of a run's state, its tensors under the path of their fields. Seeds are derived: there is no random state."""
     from torch import Tensor
@@ -180,7 +175,8 @@ def to_checkpoint(state: RunState) -> Checkpoint:
             tensors[place] = value
             return None
         if is_dataclass(value):
-            value = {name: getattr(value, name) for name in names_of(value)}
+            names = [field.name for field in fields(value) if not field.name.startswith("_")]  # those are caches
+            value = {name: getattr(value, name) for name in names}
         return {k: plain(v, f"{place}/{k}") for k, v in value.items()} if isinstance(value, dict) else value
 
     loop: Any = replace(state.loop, optimizer=state.loop.optimizer.state())
@@ -198,7 +194,7 @@ def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) 
         if not isinstance(value, dict):
             return checkpoint.tensors.get(place, value)
         value = {k: whole(v, f"{place}/{k}") for k, v in value.items()}
-        return AdapterStack(**value).to(backbone.device) if sorted(value) == sorted(names_of(AdapterStack)) else value
+        return AdapterStack(**value).to(backbone.device) if "tensors" in value else value
 
     try:
         data = whole(checkpoint.data, "")
