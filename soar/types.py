@@ -1,10 +1,12 @@
 """Frozen records that cross the borders of rooms, and the axis legend.
 
-Axis legend. A name ends in its axes, outermost first (`reward_G`, `solved_G_R_H`, `tokens_B_T`):
+Axis legend. A name ends in its axes, outermost first (`reward_G`, `solved_P_Q_N`, `tokens_B_T`); inside a function others
+may stand for what it says, and in `engine` R counts rows that lie packed and N their tokens:
 
     P  policies stacked on one base model (teacher, baseline student, students)
     G  datasets (question sets) that the teacher writes in one outer step
     Q  questions in one dataset
+    U  units of the teacher's credit: its G datasets, or all G * Q questions
     R  student repeats per dataset
     H  hard problems (reward questions drawn from the training half)
     B  rows of a batch (policy-major: row = policy * rows_per_policy + i)

@@ -32,7 +32,7 @@ from world_text import ANSWER_MARK
 from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig, load
 from soar.loop.population import Population
-from soar.loop.rewards import answer_marks, deal, grounded, likelihood
+from soar.loop.rewards import answer_marks, grounded, likelihood, shuffle_answers
 from soar.loop.rollout import RolloutBatch, RolloutEnv, student_reward
 from soar.loop.teacher import Measurement, OuterLoop, new_state
 from soar.loop.write import QuestionSets
@@ -103,8 +103,8 @@ def test_known_attempts_give_the_known_learnability(env):
     loop.env = RolloutEnv(env.backbone, Says(env.backbone, said), env.fmt, WordChecker())  # type: ignore[arg-type]
     loop.env.rollout = rollout = Mock(wraps=loop.env.rollout)
     loop.state.step = 3
-    reward_Q, reward_G = loop.pay(question_sets, Measurement([0.5, 0.5], [None, None], 0.0, []))
-    assert reward_Q == [0.0, 0.0, 0.5, 0.75, 0.0, None]
+    reward_U, reward_G = loop.assign_credit(question_sets, Measurement([0.5, 0.5], [None, None], 0.0, []))
+    assert reward_U == [0.0, 0.0, 0.5, 0.75, 0.0, None]
     assert reward_G == pytest.approx([0.5 / 3, 0.75 / 2]) and loop.state.student_rollouts == 24
     asked, _, _, place, _ = rollout.call_args.args
     assert asked is loop.state.baseline and place == [seeds.derive(0, "intrinsic", 3)]
@@ -113,19 +113,17 @@ def test_known_attempts_give_the_known_learnability(env):
 def test_shuffled_answers_stay_in_their_dataset_and_leave_their_question(log):
     sets = [[Problem(f"{k}{i}", f"q{k}{i}", f"a{k}{i}") for i in range(n)] for k, n in enumerate((7, 3, 2))]
     question_sets = QuestionSets(sets, None, 12, {})  # type: ignore[arg-type]
-    config = config_of("shuffled")
-    dealt = deal(question_sets, config, 2).problems_G_Q
-    for before, after in zip(sets, dealt, strict=True):
+    shuffled = shuffle_answers(question_sets, 0, 2).problems_G_Q
+    for before, after in zip(sets, shuffled, strict=True):
         assert [p.question for p in after] == [p.question for p in before]
         assert Counter(p.answer for p in after) == Counter(p.answer for p in before)
         assert all(a.answer != b.answer for a, b in zip(after, before, strict=True))
-    assert deal(question_sets, config, 2).problems_G_Q == dealt
-    assert [p.answer for p in deal(question_sets, config, 3).problems_G_Q[0]] != [p.answer for p in dealt[0]]
-    assert deal(question_sets, config_of("grounded"), 2) is question_sets
-    loop = ScriptedLoop(config_of("shuffled"), [[[1, 1]] * 3])
-    rows = loop.step()[1]
+    assert shuffle_answers(question_sets, 0, 2).problems_G_Q == shuffled
+    assert [p.answer for p in shuffle_answers(question_sets, 0, 3).problems_G_Q[0]] != [p.answer for p in shuffled[0]]
+    rows, plain = (ScriptedLoop(config_of(reward), [[[1, 1]] * 3]).step()[1] for reward in ("shuffled", "grounded"))
+    assert [row["answer"] for row in plain[:4]] == ["0", "1", "2", "3"]
     assert [row["answer"] for row in rows[:4]] != ["0", "1", "2", "3"] == sorted(row["answer"] for row in rows[:4])
-    assert len(log.advantages) == 1, "its teacher is paid"
+    assert len(log.advantages) == 2, "its teacher is paid, too"
 
 
 def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improvement(log, monkeypatch):
@@ -133,7 +131,7 @@ def test_the_teacher_learns_from_its_reward_and_students_are_promoted_by_improve
     paid = [0.5, 0.0, 0.75, 0.0] * 3
     plain = ("teacher.optimizer.normalize_advantages=false", "reward.mode=greedy", "reward.questions=8")
     loop = ScriptedLoop(config_of("learnability", "promotion.tau=0.01", *plain), [[[8, 8], [0, 0], [4, 4]]])
-    monkeypatch.setattr(loop, "pay", lambda *given: (paid, [0.3125] * 3))
+    monkeypatch.setattr(loop, "assign_credit", lambda *given: (paid, [0.3125] * 3))
     (event, promotion), _ = loop.step()
     assert (event["teacher_reward_G"], event["reward_G"], promotion["dataset"]) == ([0.3125] * 3, [1.0, 0.0, 0.5], 0)
     wanted = [(reward - 0.3125) * 12 / 11 for reward in paid]

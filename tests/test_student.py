@@ -189,7 +189,7 @@ def test_hints_fade_with_success_and_come_back_without(monkeypatch):
     for solved in (False, True, True, True, True, True, False):
         attempts = torch.tensor([[[False, solved], [False, False]]])
         batch = RolloutBatch(plan.batches, 1.0, rollouts, [], attempts.float(), attempts, attempts | True, no)
-        students.note(batch, UpdateStats(zero, zero, zero, no))
+        students.record(batch, UpdateStats(zero, zero, zero, no))
         levels.append(state.levels["p"])
     assert levels == [4, 3, 2, 1, 0, 0, 1] and state.metrics[-1]["hint_share"] == 0.25
     reward, valid = torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[[True, True, False]]])
@@ -197,8 +197,9 @@ def test_hints_fade_with_success_and_come_back_without(monkeypatch):
     assert students.advantages(judged, False).tolist() == [1.0, -1.0, 0.0], "what cannot be scored has no say"
     monkeypatch.setattr("soar.loop.student.likelihood", lambda *given: torch.full((1, 1, 2), 0.5))
     students.plans = (replace(plan, likelihood=True),)
-    assert students.pay(SimpleNamespace(scheme="paper"), batch).reward_P_Q_N.tolist() == [[[60.0, 60.0]] * 2]  # type: ignore[arg-type]
-    students.note(batch, UpdateStats(zero, zero, zero, ~no))
+    paid = students.with_dense_rewards(SimpleNamespace(scheme="paper"), batch)  # type: ignore[arg-type]
+    assert paid.reward_P_Q_N.tolist() == [[[60.0, 60.0]] * 2]
+    students.record(batch, UpdateStats(zero, zero, zero, ~no))
     assert students.failed_P.all(), "NaN in the update alone"
     rows = [{"kl": float("nan"), "reward_mean": 1.0}, {"kl": 0.5, "reward_mean": 3.0}]
     assert mean_metrics(rows) == {"kl": 0.5, "reward_mean": 2.0}

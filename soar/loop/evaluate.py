@@ -216,8 +216,7 @@ def count_correct(
 ) -> np.ndarray:
     """Correct attempts, truncated attempts, generated tokens [3, P, H] of every slice (P = 1 for the base model).
 
-    `evaluate.attempts` attempts at evaluate.temperature, all at the same problems and seeds. done(problems counted just now)
-    is called in order.
+    evaluate.attempts attempts at evaluate.temperature, for all at the same seeds. done(how many problems): after each block.
     """
     blocks = [(problems[first : first + BLOCK],) for first in range(0, len(problems), BLOCK)]
     counts: list[np.ndarray] = []

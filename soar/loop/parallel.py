@@ -26,8 +26,7 @@ def spread(
 ) -> Iterator[T]:
     """work(env, tick, *common, *task) of every task, in their order, by the workers or threads of the env.
 
-    What is not begun when the caller stops listening is never done. Raises Interrupted when the workers end before they have
-    done it all.
+    What is not begun when the caller stops listening is never done. Raises Interrupted when the workers end too early.
     """
     if env.parallel is not None:
         early, number = dict[int, T](), 0

@@ -24,28 +24,25 @@ from soar.loop.rollout import RolloutBatch, RolloutEnv
 from soar.loop.write import QuestionSets
 from soar.types import mean, standard_error
 
-DENSE = ("likelihood", "forced")  # values of reward.mode that need no verifier
+Rewards = list[float | None]  # None where nothing could be measured
 
 
-def grounded(gains_G: list[list[float]]) -> tuple[list[float | None], list[float | None]]:
+def grounded(gains_G: list[list[float]]) -> tuple[Rewards, Rewards]:
     """(reward_G, standard_error_G): the grounded reward of each dataset, and its error over the repeats.
 
-    gains_G: pass rates of its students minus the baseline's, without failed trials. None where there is no gain, and for the
-    error where there are fewer than two.
+    gains_G: pass rates of its valid students minus the baseline's. None of no gain, and for the error of fewer than two.
     """
     return list(map(mean, gains_G)), list(map(standard_error, gains_G))
 
 
-def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets:
-    """The questions as students get them: as written, or (`shuffled`) each with the answer of another of its dataset.
+def shuffle_answers(question_sets: QuestionSets, seed: int, step: int) -> QuestionSets:
+    """Every question with the answer of another of its dataset.
 
     One cycle goes through a dataset, so that none keeps its own; equal answers may still meet.
     """
-    if config.teacher.reward != "shuffled":
-        return question_sets
     sets = []
     for k, problems in enumerate(question_sets.problems_G_Q):
-        order = seeds.generator(config.seed, "shuffled", step, k).permutation(len(problems)).tolist()
+        order = seeds.generator(seed, "shuffled", step, k).permutation(len(problems)).tolist()
         answers = {here: problems[there].answer for here, there in zip(order, [*order[1:], order[0]], strict=True)}
         sets.append([replace(problem, answer=answers[i]) for i, problem in enumerate(problems)])
     return replace(question_sets, problems_G_Q=sets)
@@ -53,8 +50,8 @@ def deal(question_sets: QuestionSets, config: Config, step: int) -> QuestionSets
 
 def intrinsic(
     env: RolloutEnv, baseline: AdapterStack, step: int, question_sets: QuestionSets, config: Config
-) -> tuple[list[float | None], list[float | None], RolloutBatch]:
-    """(reward of all G * Q questions, reward_G: means per dataset, the attempts that were measured): learnability.
+) -> tuple[Rewards, Rewards, RolloutBatch]:
+    """(reward_U of all G * Q questions, reward_G: means per dataset, the attempts that were measured): learnability.
 
     Intrinsic-T: 0 if the baseline student never solves the question in intrinsic.attempts, else 1 - success rate (Absolute
     Zero's proposer). None where nothing could be measured.
@@ -62,13 +59,13 @@ def intrinsic(
     questions = [problem for problems in question_sets.problems_G_Q for problem in problems]
     attempts, seed = config.intrinsic.attempts, seeds.derive(config.seed, "intrinsic", step)
     batch = env.rollout(baseline, [questions], attempts, [seed], config.student.sampling, threads=env.threads)
-    reward_Q = [rate and 1.0 - rate for rate in success_rates(batch)]
+    reward_U = [1.0 - rate if rate else rate for rate in success_rates(batch)]  # 0 and None stay
     n = len(question_sets.problems_G_Q[0])
-    reward_G_Q = [[r for r in reward_Q[first : first + n] if r is not None] for first in range(0, len(reward_Q), n)]
-    return reward_Q, [sum(rewards) / len(rewards) if rewards else None for rewards in reward_G_Q], batch
+    reward_G_Q = [[r for r in reward_U[first : first + n] if r is not None] for first in range(0, len(reward_U), n)]
+    return reward_U, list(map(mean, reward_G_Q)), batch
 
 
-def success_rates(batch: RolloutBatch) -> list[float | None]:
+def success_rates(batch: RolloutBatch) -> Rewards:
     """Share of the first policy's scorable attempts at each question that are right; None where none can be scored."""
     return [None if math.isnan(rate) else rate for rate in batch.pass_rate_P_Q()[0].tolist()]
 

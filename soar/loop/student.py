@@ -35,13 +35,13 @@ def rloo_steps(env: RolloutEnv, students: Training, config: StudentConfig, threa
     A student draws from the seed of its plan alone, whoever its neighbours are. Ends where the shortest list of batches does.
     """
     for step in range(students.step, min(len(plan.batches) for plan in students.plans)):
-        asked_P_Q = students.pose(step)
+        problems_P_Q = students.problems(step)
         seed_P = [seeds.derive(plan.seed, "attempts", step) for plan in students.plans]
-        batch = env.rollout(students.stack, asked_P_Q, config.attempts, seed_P, config.sampling, threads=threads)
-        batch = students.pay(env, batch)
+        batch = env.rollout(students.stack, problems_P_Q, config.attempts, seed_P, config.sampling, threads=threads)
+        batch = students.with_dense_rewards(env, batch)
         advantage_B, lr = students.advantages(batch, config.optimizer.normalize_advantages), config.optimizer.lr
         stats = update(env.backbone, students.optimizer, batch.rollouts, advantage_B, lr, config.sampling)
-        students.note(batch, stats)
+        students.record(batch, stats)
         students.keep(env, batch)
         yield
 
@@ -77,8 +77,7 @@ class TrainState:
     """One student before, in the middle of or after its training: enough to go on as if it had not stopped.
 
     step: RLOO steps done. stack: its slice. optimizer: its part of AdamW's state, on the host. failed: it diverged.
-    rollouts, tokens: spent so far. levels: problem id -> level of its hint. metrics, kept (rows of rollouts.jsonl): since the
-    training began or was continued.
+    rollouts, tokens: spent so far. levels: problem id -> level of its hint. metrics, kept (completions): of this segment.
     """
 
     step: int
@@ -110,15 +109,15 @@ class Training:
             joined = {key: [state.optimizer[key] for state in states] for key in states[0].optimizer}
             self.optimizer.restore({k: p[0] if k.endswith("/step") else torch.cat(p) for k, p in joined.items()})
 
-    def pose(self, step: int) -> list[list[Problem]]:
+    def problems(self, step: int) -> list[list[Problem]]:
         """The problems of a step as they are put to each student, with its hints."""
         return [
             [hinted(p, plan.hints.get(p.id, ""), state.levels.get(p.id, HINT_LEVELS)) for p in plan.batches[step]]
             for plan, state in zip(self.plans, self.states_P, strict=True)
         ]
 
-    def pay(self, env: RolloutEnv, batch: RolloutBatch) -> RolloutBatch:
-        """The batch with the rewards of the students that verdicts do not pay."""
+    def with_dense_rewards(self, env: RolloutEnv, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with the rewards of the students that are paid by likelihood."""
         dense = [p for p, plan in enumerate(self.plans) if plan.likelihood]
         if not dense:
             return batch
@@ -134,7 +133,7 @@ class Training:
             groups.append(leave_one_out(reward_Q_N.reshape(shape), valid_Q_N.reshape(shape), normalize).reshape(-1))
         return torch.cat(groups)
 
-    def note(self, batch: RolloutBatch, stats: UpdateStats) -> None:
+    def record(self, batch: RolloutBatch, stats: UpdateStats) -> None:
         """Count one step, and let hints fade or come back."""
         self.step += 1
         self.failed_P |= stats.failed_P | batch.failed_P

@@ -13,26 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from soar import seeds
 from soar.backends.base import begin, update
-from soar.config import Config, OptimizerConfig, SamplingConfig, StudentConfig
+from soar.config import DENSE, Config, OptimizerConfig, SamplingConfig, StudentConfig
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.files import Row
 from soar.loop.parallel import Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
-from soar.loop.rewards import DENSE, answer_marks, deal, grounded, intrinsic, likelihood, success_rates
+from soar.loop.rewards import Rewards, answer_marks, grounded, intrinsic, likelihood, shuffle_answers, success_rates
 from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
 from soar.loop.student import Plan, at_rate, inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, row_of, teacher_prompt, up_to_questions, write_questions
-from soar.types import Decision, Problem, Trial
-
-Event = dict[str, Any]
+from soar.types import Decision, Problem, Trial, mean
 
 
 @dataclass
@@ -50,7 +47,7 @@ class LoopState:
     step: int = 0
     promotions: int = 0
     window: list[float] = field(default_factory=list)
-    pq: list[dict[str, Any]] = field(default_factory=list)
+    pq: list[Row] = field(default_factory=list)
     pass_rates: dict[str, float | None] = field(default_factory=dict)
     student_rollouts: int = 0
     best: AdapterStack | None = None
@@ -64,12 +61,11 @@ class LoopState:
 class Measurement:
     """One step's students on the reward questions.
 
-    reward_G, error_G: see `rewards.grounded`. baseline: the baseline's pass rate. trials: students in the order (dataset,
-    repeat). kept: some of their attempts.
+    reward_G, error_G: see `rewards.grounded`. baseline: its pass rate. trials: by (dataset, repeat). kept: some attempts.
     """
 
-    reward_G: list[float | None]
-    error_G: list[float | None]
+    reward_G: Rewards
+    error_G: Rewards
     baseline: float
     trials: list[Trial]
     kept: list[Row] = field(default_factory=list)
@@ -77,11 +73,10 @@ class Measurement:
     @property
     def reward(self) -> float | None:
         """Mean reward of the datasets; None when every student diverged."""
-        rewards = [reward for reward in self.reward_G if reward is not None]
-        return float(np.mean(rewards)) if rewards else None
+        return mean([reward for reward in self.reward_G if reward is not None])
 
 
-TeacherReward = Callable[[QuestionSets, Measurement, int], list[float | None]]
+TeacherReward = Callable[[QuestionSets, Measurement, int], Rewards]
 
 
 @dataclass(eq=False)
@@ -106,15 +101,17 @@ class OuterLoop:
         if self.config.reward.mode in DENSE:
             answer_marks(self.env.fmt)  # refused before anything is spent
 
-    def step(self) -> tuple[list[Event], list[dict[str, Any]]]:
+    def step(self) -> tuple[list[Row], list[Row]]:
         """One outer step of the method. Returns the events for metrics.jsonl and the rows for questions.jsonl."""
         started, state, number = time.monotonic(), self.state, self.state.step
         # 1. The teacher writes g datasets of n questions.
-        question_sets = deal(self.write(), self.config, number)
+        question_sets = self.write()
+        if self.config.teacher.reward == "shuffled":  # the null: nothing can be learned
+            question_sets = shuffle_answers(question_sets, self.config.seed, number)
         # 2. Students learn from them; what they gain on hard problems is the reward of their dataset.
         population = self.teach(question_sets)
         measured = self.measure(population)
-        reward_U, reward_G = self.pay(question_sets, measured)
+        reward_U, reward_G = self.assign_credit(question_sets, measured)
         # 3. When the mean reward of the window exceeds tau, a student becomes the baseline.
         if measured.reward is not None:
             state.window.append(measured.reward)
@@ -193,7 +190,7 @@ class OuterLoop:
         self.state.student_rollouts += sum(rollouts_C)
         return [*itertools.chain(*rates_C)], [*itertools.chain(*diverged_C)], kept_C[0]
 
-    def pay(self, question_sets: QuestionSets, measured: Measurement) -> tuple[list[float | None], list[float | None]]:
+    def assign_credit(self, question_sets: QuestionSets, measured: Measurement) -> tuple[Rewards, Rewards]:
         """(reward_U, reward_G): what the teacher earns for its questions.
 
         reward_U: per unit of credit in writing order, G datasets or all G * Q questions; empty when the teacher is not paid.
@@ -206,12 +203,12 @@ class OuterLoop:
             return [], [None] * len(earned_G)
         elif kind == "learnability":
             with self._spends("measurement"):
-                reward_Q, reward_G, batch = intrinsic(self.env, state.baseline, state.step, question_sets, self.config)
+                reward_U, reward_G, batch = intrinsic(self.env, state.baseline, state.step, question_sets, self.config)
             state.student_rollouts += len(batch.verdicts)
-            return reward_Q, reward_G
+            return reward_U, reward_G
         return earned_G, earned_G
 
-    def validate(self) -> list[Event]:
+    def validate(self) -> list[Row]:
         """Measure a newly promoted student on all of D_train, and keep it as PS if all before were worse: its event."""
         state = self.state
         if state.validated >= state.promotions:
@@ -223,7 +220,7 @@ class OuterLoop:
         spent = {"student_rollouts": state.student_rollouts, "tokens": dict(state.spent)}
         return [{"event": "validation", "step": state.step - 1, "pass_rate": rate, "best": best, **spent}]
 
-    def learn(self, question_sets: QuestionSets, reward_U: list[float | None]) -> Event:
+    def learn(self, question_sets: QuestionSets, reward_U: Rewards) -> Row:
         """Step 4: every rollout gets the reward of its unit; baseline: the other units. Figures, None without any reward."""
         config, state = self.config.teacher, self.state
         figures = ("teacher_kl", "teacher_grad_norm", "teacher_logprob_gap")
@@ -262,7 +259,7 @@ class OuterLoop:
             rates_Q = success_rates(batch) if share_P_Q_N is None else share_P_Q_N[0].mean(1).tolist()
             state.pass_rates |= zip((problem.id for problem in missing), rates_Q, strict=True)
         rates = [state.pass_rates[problem.id] for problem in questions]
-        return float(np.mean([rate for rate in rates if rate is not None] or [0.0]))
+        return mean([rate for rate in rates if rate is not None]) or 0.0
 
     @contextmanager
     def _spends(self, kind: str) -> Iterator[None]:
@@ -274,8 +271,8 @@ class OuterLoop:
             self.state.spent[kind] += self.env.tokens - before
 
     def _event(
-        self, sets: QuestionSets, students: Population, measured: Measurement, decision: Decision, learnt: Event
-    ) -> Event:
+        self, sets: QuestionSets, students: Population, measured: Measurement, decision: Decision, learnt: Row
+    ) -> Row:
         """What metrics.jsonl keeps of one outer step; docs/metrics.md explains every key."""
         questions = [problem.question for problems in sets.problems_G_Q for problem in problems]
         return {
@@ -299,7 +296,7 @@ class OuterLoop:
             "student_last": students.metrics[-1],
         }
 
-    def _promote(self, decision: Decision, sets: QuestionSets, population: Population, measured: Measurement) -> Event:
+    def _promote(self, decision: Decision, sets: QuestionSets, population: Population, measured: Measurement) -> Row:
         """Step 3: the chosen student becomes the baseline, its questions join PQ, the window restarts."""
         state, k, j = self.state, decision.dataset or 0, decision.repeat or 0
         student, questions = k * self.config.student.repeats + j, sets.problems_G_Q[k]

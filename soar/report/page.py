@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from soar.config import DENSE
 from soar.files import Row, asset, clipped, visible, write_atomic
 from soar.loop.evaluate import told_apart
 from soar.report import text as wording
@@ -262,7 +263,7 @@ def loop_section(run: Run) -> dict[str, Any]:
         pairs = map(numbers, zip(rewards, errors, strict=False))
         sets.append([(pair[0], pair[1]) for pair in pairs if len(pair) == 2])
     own: dict[str, Row] = {"reward": {"marks": marks, "rules": rules}, "rates": {"marks": marks}}
-    likelihood = mapping(run.config.get("reward")).get("mode") in ("likelihood", "forced")
+    likelihood = mapping(run.config.get("reward")).get("mode") in DENSE
     if likelihood:
         own["rates"] |= {"title": "Right answers of reward questions", "y_label": "mean likelihood"}
     charts = []

@@ -21,7 +21,7 @@ from soar.engine.rollouts import Rollouts
 from soar.files import Row, finite, read_object, write_atomic, write_json
 from soar.loop.arms import read_adapter
 from soar.loop.population import Population
-from soar.loop.teacher import Event, Measurement, OuterLoop
+from soar.loop.teacher import Measurement, OuterLoop
 from soar.loop.write import QuestionSets
 from soar.report.export import card, files_of, source_columns
 from soar.run.folder import RunFolder
@@ -117,7 +117,7 @@ class FileLoop(OuterLoop):
 
     def _promote(
         self, decision: Decision, question_sets: QuestionSets, population: Population, measured: Measurement
-    ) -> Event:
+    ) -> Row:
         name = f"{decision.dataset}-{decision.repeat}"
         if any(result.set == name and result.adapter is None for result in self.results):
             why = "the next step begins with its weights: its result has a pass_rate alone"
