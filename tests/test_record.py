@@ -17,7 +17,7 @@ from tables import cases
 from soar.cli import main
 from soar.config import HARMLESS, Config, flat
 from soar.files import check_place, write_atomic, write_json
-from soar.run import folder as review
+from soar.run import folder as folders
 from soar.run.checkpoint import Checkpoint
 from soar.run.folder import RunFolder, RunFolderError, examine, recorded_config
 from soar.run.interrupts import Stopped
@@ -289,7 +289,7 @@ def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path, monk
         assert len(events(out, "outer_step")) == step + 1
         assert len(events(out, "promotion")) == step  # not entered before it is accepted
         assert len(read_jsonl(out / "pq.jsonl") if step else []) == 4 * step
-        review.decide(out, review.ACCEPTED, "ann")
+        folders.decide_review(out, folders.ACCEPTED, "ann")
 
     def killed(self: RunFolder, checkpoint: Checkpoint) -> None:
         real_save(self, checkpoint)
@@ -299,7 +299,7 @@ def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path, monk
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunFolder, "save", killed)
         run_tiny(out, REVIEW, resume=True)
-    assert (out / review.FILE).exists(), "killed between the checkpoint and the end of the review"
+    assert (out / folders.REVIEW_FILE).exists(), "killed between the checkpoint and the end of the review"
     run_tiny(out, REVIEW, resume=True)
     free, held = (outcome(folder, "decision", "by") for folder in (tiny_run, out))
     held["metrics.jsonl"] = [row for row in held["metrics.jsonl"] if row["event"] != "review"]
@@ -308,7 +308,7 @@ def test_accepting_everything_is_the_run_without_review(tiny_run, tmp_path, monk
         decided = [(row["step"], row["decision"], row["by"]) for row in events(out, kind)]
         assert decided == [(step, "accepted", "ann") for step in range(2)]
     assert [row["decision"] for row in events(tiny_run, "promotion")] == ["automatic"] * 2
-    assert not (out / review.FILE).exists()
+    assert not (out / folders.REVIEW_FILE).exists()
     assert not any(complaints for _, complaints in examine(out))
 
 
@@ -323,22 +323,22 @@ def kept_baseline(out: Path) -> dict[str, bytes]:
 def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path):
     out = tmp_path / "run"
     until_review(out, *CHANGES)
-    first = json.loads((out / review.FILE).read_text())["promotion"]
+    first = json.loads((out / folders.REVIEW_FILE).read_text())["promotion"]
     fresh = kept_baseline(out)
-    review.decide(out, review.REJECTED, "ann")
+    folders.decide_review(out, folders.REJECTED, "ann")
     until_review(out, *CHANGES, resume=True)
     assert events(out, "promotion") == []
     assert kept_baseline(out) == fresh != {}  # the refused student is nobody's baseline
-    held = (out / review.FILE).read_text()
-    (out / review.FILE).write_text(held.replace('"answer": "', '"answer": "1', 1))
-    review.decide(out, review.ACCEPTED, "ann")  # a person who saw other questions than were written
+    held = (out / folders.REVIEW_FILE).read_text()
+    (out / folders.REVIEW_FILE).write_text(held.replace('"answer": "', '"answer": "1', 1))
+    folders.decide_review(out, folders.ACCEPTED, "ann")  # a person who saw other questions than were written
     until_review(out, *CHANGES, resume=True)  # is asked again
-    (out / review.FILE).write_text(held)
-    second = json.loads((out / review.FILE).read_text())["promotion"]
+    (out / folders.REVIEW_FILE).write_text(held)
+    second = json.loads((out / folders.REVIEW_FILE).read_text())["promotion"]
     assert (first["step"], second["step"]) == (0, 1)
-    review.decide(out, review.ACCEPTED, "bob")
+    folders.decide_review(out, folders.ACCEPTED, "bob")
     until_review(out, *CHANGES, resume=True)
-    review.decide(out, review.REJECTED, "ann")
+    folders.decide_review(out, folders.REJECTED, "ann")
     run_tiny(out, REVIEW, *CHANGES, resume=True)
     assert [row["promoted"] for row in events(out, "outer_step")] == [True] * 3
     assert [row["step"] for row in events(out, "promotion")] == [1]
@@ -358,7 +358,7 @@ def test_the_command_shows_questions_and_effect_and_takes_the_decision(tmp_path,
     promotion = {"step": 4, "dataset": 2, "repeat": 1, "reward": 0.125, "pass_rate": 0.25, "baseline_pass_rate": 0.125}
     hostile = "two\nlines \x1b[31m\u202e" + "x" * 5000
     rows = [{"question": "3 a+4", "answer": "7", "correct": False}, {"question": hostile}]
-    assert review.ask(tmp_path, promotion, rows) is None
+    assert folders.ask_review(tmp_path, promotion, rows) is None
     assert main(["review", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     lines = shown.splitlines()
@@ -372,9 +372,9 @@ def test_the_command_shows_questions_and_effect_and_takes_the_decision(tmp_path,
     assert main(["review", str(tmp_path), "--reject", "--by", "ann"]) == 0
     assert "decision: rejected by ann" in capsys.readouterr().out
     for _ in range(2):
-        assert review.ask(tmp_path, promotion, rows) == ("rejected", "ann")  # asking again keeps a decision
-    review.decide(tmp_path, "reject", "a slip of hers")
-    assert review.ask(tmp_path, promotion, rows) is None
+        assert folders.ask_review(tmp_path, promotion, rows) == ("rejected", "ann")  # asking again keeps a decision
+    folders.decide_review(tmp_path, "reject", "a slip of hers")
+    assert folders.ask_review(tmp_path, promotion, rows) is None
     assert main(["review", str(tmp_path), "--accept"]) == 0
-    assert review.ask(tmp_path, promotion, rows)[0] == "accepted"  # type: ignore[index]
-    assert review.ask(tmp_path, {**promotion, "step": 5}, rows) is None  # nothing is said about another promotion
+    assert folders.ask_review(tmp_path, promotion, rows)[0] == "accepted"  # type: ignore[index]
+    assert folders.ask_review(tmp_path, {**promotion, "step": 5}, rows) is None, "it was about another promotion"

@@ -19,7 +19,7 @@ from tables import cases
 
 from soar.cli import main
 from soar.files import HIDDEN, scrub
-from soar.run import folder as review
+from soar.run.folder import ask_review
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "Secret0" * 4,
@@ -87,7 +87,7 @@ def shell(line: str, **variables: str) -> tuple[int, str, str]:
 def held(run: Path) -> Path:
     """A run with a promotion that waits for review."""
     question = {"question": "5 \u00d7 7 \u2264 40, \u8fd0\u884c", "answer": "35"}
-    review.ask(run, {"step": 1, "dataset": 0, "repeat": 0, "reward": 0.1}, [question])
+    ask_review(run, {"step": 1, "dataset": 0, "repeat": 0, "reward": 0.1}, [question])
     return run
 
 

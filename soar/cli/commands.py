@@ -510,7 +510,8 @@ def review(
     if accept and reject:
         raise BadParameter("--accept and --reject exclude each other")
     if accept or reject:
-        folders.decide(run, folders.ACCEPTED if accept else folders.REJECTED, by or os.environ.get("USER", "unknown"))
-    print(fill("review.txt", review=folders.read(run)))
+        decision = folders.ACCEPTED if accept else folders.REJECTED
+        folders.decide_review(run, decision, by or os.environ.get("USER", "unknown"))
+    print(fill("review.txt", review=folders.read_review(run)))
     if accept or reject:
         print(f"continue with: {resume_command(run)}")

@@ -30,7 +30,7 @@ from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore
 from soar.types import VERSION, Interrupted, UserError
 
 SCHEMA = 4
-FILE = "review.json"  # a promotion that waits for a person
+REVIEW_FILE = "review.json"  # a promotion that waits for a person
 ACCEPTED, REJECTED = "accepted", "rejected"
 STREAMS = ("metrics.jsonl", "questions.jsonl", "pq.jsonl", "rollouts.jsonl")  # cut back on resume
 TOLD = ("metrics.jsonl", "rollouts.jsonl")  # what the sinks get
@@ -40,7 +40,7 @@ ADVICE = "What was saved before is intact: free space or permit writing, then co
 PACKAGES = ("torch", "transformers", "numpy", "mpmath", "pydantic", "safetensors")
 UNTOUCHED = ("tensorboard", "wandb")  # folders of sinks, which write until they are closed
 NOBODYS = re.compile(r"\.lock|\.manifest\.json\..*|manifest\.json|now\.json|tensorboard|wandb")  # before any event
-REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", "now.json", FILE)  # not in the hash list
+REWRITTEN = (".lock", "hashes.json", "report.html", "paused.json", "now.json", REVIEW_FILE)  # not in the hash list
 
 
 def versions() -> dict[str, str]:
@@ -312,33 +312,33 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise Damaged(f"{self.path / name}: {changed}: lines are lost or were changed")
 
 
-def ask(folder: Path, promotion: Row, rows: list[Row]) -> tuple[str, str | None] | None:
+def ask_review(folder: Path, promotion: Row, rows: list[Row]) -> tuple[str, str | None] | None:
     """Put a promotion up for review, unless it is up already; (decision, by) on it, None while there is none."""
-    review, _ = files.read_object(folder / FILE)
+    review, _ = files.read_object(folder / REVIEW_FILE)
     if review.get("promotion") != promotion or review.get("questions") != rows:
         review = {"promotion": promotion, "questions": rows, "decision": None, "by": None}
-        files.write_json(folder / FILE, review)
+        files.write_json(folder / REVIEW_FILE, review)
     by, decision = review.get("by"), review.get("decision")
     return (decision, by if by is None else str(by)) if decision in (ACCEPTED, REJECTED) else None
 
 
-def read(folder: Path) -> Row:
+def read_review(folder: Path) -> Row:
     """The promotion that is up for review. Raises RunFolderError."""
-    review, notes = files.read_object(folder / FILE)
+    review, notes = files.read_object(folder / REVIEW_FILE)
     rows = review.get("questions")
     if isinstance(review.get("promotion"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
         return review
-    if not (folder / FILE).is_file():
+    if not (folder / REVIEW_FILE).is_file():
         which = "only runs with promotion.review = true ask"
-        raise RunFolderError(f"{folder} has no promotion to review (no {FILE}); {which}")
+        raise RunFolderError(f"{folder} has no promotion to review (no {REVIEW_FILE}); {which}")
     why = (notes or ["it holds no promotion"])[0]
     advice = "delete it, and the run will write it again when it is resumed"
-    raise RunFolderError(f"{folder / FILE} is damaged: {why}; {advice}")
+    raise RunFolderError(f"{folder / REVIEW_FILE} is damaged: {why}; {advice}")
 
 
-def decide(folder: Path, decision: str, by: str) -> None:
+def decide_review(folder: Path, decision: str, by: str) -> None:
     """Write the decision on the promotion that is up for review. Raises RunFolderError."""
-    files.write_json(folder / FILE, files.finite({**read(folder), "decision": decision, "by": by}))
+    files.write_json(folder / REVIEW_FILE, files.finite({**read_review(folder), "decision": decision, "by": by}))
 
 
 ALWAYS = ("manifest.json", "metrics.jsonl", "hard/train.jsonl", "hard/test.jsonl", "summary.json")  # of a finished run

@@ -27,9 +27,8 @@ from soar.report.page import report_at_the_end
 from soar.report.runs import HASHES, NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
 from soar.report.text import held_out
 from soar.report.watch import step_lines
-from soar.run import folder as review
 from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
-from soar.run.folder import ADVICE, RunFolder, write_hashes
+from soar.run.folder import ADVICE, REJECTED, REVIEW_FILE, RunFolder, ask_review, write_hashes
 from soar.run.interrupts import Stopped, StopRequest, limit_reached, resume_command, saved_run
 from soar.run.jobs import FileLoop
 from soar.run.progress import Progress
@@ -214,15 +213,16 @@ class Run:
         """Do what a person decided on the promotion on hold; raises Stopped while there is no decision."""
         pending, loop, path = self.state.pending, self.state.loop, self.folder.path
         if pending is None:  # one that was decided may lie there still, where the process was killed right after
-            return (path / review.FILE).unlink(missing_ok=True)
+            (path / REVIEW_FILE).unlink(missing_ok=True)
+            return
         promotion, step = finite(pending.promotion), pending.promotion["step"]
-        answer = review.ask(path, promotion, finite(pending.rows))
+        answer = ask_review(path, promotion, finite(pending.rows))
         if answer is None:
             show, go_on = f"soar review {shlex.quote(str(path))}", resume_command(path)
             advice = f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`"
             raise Stopped(f"the promotion of outer step {step} waits for a person", advice)
         decision, by = answer
-        if decision == review.REJECTED:
+        if decision == REJECTED:
             loop.baseline, loop.pass_rates = pending.baseline, pending.pass_rates
             loop.promotions -= 1
             del loop.pq[len(loop.pq) - len(pending.rows) :]
@@ -231,7 +231,7 @@ class Run:
         self.folder.append("metrics.jsonl", [{"event": "review", "step": step, "decision": decision, "by": by}])
         self.state.pending = None
         self._save()
-        (path / review.FILE).unlink(missing_ok=True)  # the events hold the decision
+        (path / REVIEW_FILE).unlink(missing_ok=True)  # the events hold the decision
         self.progress.say(f"promotion of outer step {step}: {decision} by {by}")
 
     def _arms(self) -> None:
