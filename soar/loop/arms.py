@@ -53,8 +53,7 @@ class Material:
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """Questions of an arm, none that is held out; [] for those on hard problems alone.
 
-    Raises ConfigError when the config names no source for them, NothingLeft where there are none, TeacherError when a teacher
-    writes too few.
+    Raises ConfigError where the config names no source, NothingLeft where there are none, TeacherError for too few written.
     """
     if arm in HARD_ARMS:
         return []

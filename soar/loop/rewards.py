@@ -9,6 +9,8 @@ penalty, mixtures of rewards.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -90,29 +92,41 @@ def likelihood(
     nothing; forced: one is put behind the text, so that finishing alone earns nothing (budget forcing, arXiv 2501.19393).
     policies: those of the batch that it is asked of; none given: all.
     """
-    before, behind = answer_marks(env.fmt)
     policies = policies or range(stack.policies)
-    tokenizer, N = env.backbone.tokenizer, batch.reward_P_Q_N.shape[2]
+    N = batch.reward_P_Q_N.shape[2]
     rows_per_policy = len(batch.problems_P_Q[0]) * N
     chosen = batch.rollouts.select([p * rows_per_policy + row for p in policies for row in range(rows_per_policy)])
     golds = [problem.answer for p in policies for problem in batch.problems_P_Q[p] for _ in range(N)]
-    written: list[list[int]] = []
-    answer_B: list[int] = []
-    for prompt, text, gold in zip(chosen.prompts, chosen.texts(env.backbone), golds, strict=True):
-        text = f"{text}\n{before}" if forced and before not in text else text
-        reasoning = text[: text.rfind(before) + len(before)] if before in text else ""
-        space = "" if before.endswith("{") else " "
-        whole = f"{reasoning}{space}{gold}{behind}"
-        start, ids = (tokenizer.encode(t, add_special_tokens=False) for t in (reasoning, whole))
-        same = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
-        ids += [] if behind else [min(env.backbone.end_ids)]
-        fits = reasoning and len(prompt) + len(ids) <= env.backbone.context
-        written.append(ids if fits else [])
-        answer_B.append(len(ids) - same)
-    length_B, ended_B = torch.tensor([len(ids) for ids in written]), torch.ones(len(written), dtype=torch.bool)
-    tokens_B_T = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in written], True, env.backbone.pad_id)
+    rows = zip(chosen.prompts, chosen.texts(env.backbone), golds, strict=True)
+    answered = [with_gold(env, prompt, text, gold, forced) for prompt, text, gold in rows]
+    ids_B = [torch.tensor(ids, dtype=torch.long) for ids, _ in answered]
+    tokens_B_T = pad_sequence(ids_B, batch_first=True, padding_value=env.backbone.pad_id)
+    length_B, ended_B = torch.tensor([len(ids) for ids in ids_B]), torch.ones(len(ids_B), dtype=torch.bool)
     asked = Rollouts(chosen.prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
     share_B_T = score(env.backbone, stack.select(list(policies)), asked, batch.temperature).exp()
-    pairs = enumerate(zip(map(len, written), answer_B, strict=True))
-    share_B = [share_B_T[row, end - size : end].mean() if end else torch.tensor(0.0) for row, (end, size) in pairs]
-    return torch.stack(share_B).view(len(policies), -1, N)
+    share_B = torch.zeros(len(ids_B))
+    for row, (ids, answer) in enumerate(answered):
+        if ids:
+            share_B[row] = share_B_T[row, len(ids) - answer : len(ids)].mean()
+    return share_B.view(len(policies), -1, N)
+
+
+def with_gold(env: RolloutEnv, prompt: Sequence[int], text: str, gold: str, forced: bool) -> tuple[list[int], int]:
+    """Tokens of a completion with the gold answer behind its last mark, and how many of them are the answer's.
+
+    ([], 0) where it has no mark, unless forced, or where the context has no room.
+    """
+    before, behind = answer_marks(env.fmt)
+    if forced and before not in text:
+        text = f"{text}\n{before}"
+    if before not in text:
+        return [], 0
+    encode = partial(env.backbone.tokenizer.encode, add_special_tokens=False)
+    reasoning = text[: text.rfind(before) + len(before)]
+    space = "" if before.endswith("{") else " "
+    ids = encode(f"{reasoning}{space}{gold}{behind}")
+    # One token may hold the end of the reasoning and the beginning of the answer: it is the answer's.
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(encode(reasoning), ids, strict=False))
+    start = sum(1 for _ in common)
+    ids += [] if behind else [min(env.backbone.end_ids)]
+    return (ids, len(ids) - start) if len(prompt) + len(ids) <= env.backbone.context else ([], 0)

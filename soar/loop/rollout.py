@@ -102,8 +102,7 @@ class RolloutEnv:
     ) -> Request:
         """N attempts of policy p at problems_P_Q[p] (equally many problems each). first: n of the first attempt.
 
-        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone, so its tokens do
-        not depend on the other problems.
+        A rollout draws from (seed_P[p], problem id, how often the problem came before in the list, n) alone.
         """
         prompts_P_Q = [[self.prompt(problem) for problem in problems] for problems in problems_P_Q]
         seed_P_Q: list[list[int]] = []
@@ -197,8 +196,7 @@ KEPT, HEAD, TAIL = 8, 1000, 3000  # completions kept of one batch, and character
 def keep(env: RolloutEnv, batch: RolloutBatch, p: int = 0, n: int = KEPT) -> list[Row]:
     """At most n attempts of policy p, evenly spaced in its batch, with the answer read and what came of them.
 
-    near miss: a wrong one, but the gold answer occurs in the text, or a graded reward is not 0. The other outcomes are those
-    of `VerifierPool.outcomes`.
+    near miss: wrong, but the gold answer occurs in the text, or a graded reward is not 0. Others: `VerifierPool.outcomes`.
     """
     if not batch.texts:
         return []

@@ -84,8 +84,7 @@ class OuterLoop:
     """The SOAR loop over one hard training set.
 
     hard_train: D_train; the teacher never sees it. on_inner(done, total): progress of the step's students.
-    teacher_reward(question_sets, measured, step): what every dataset earns, in place of teacher.reward. kept: completions of
-    the last step, by where they came about.
+    teacher_reward(question_sets, measured, step): what every dataset earns, in place of teacher.reward. kept: completions.
     """
 
     env: RolloutEnv

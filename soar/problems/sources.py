@@ -171,8 +171,7 @@ READERS = {
 def hub_rows(name: str, split: str, revision: str | None, origin: str) -> tuple[Iterator[Row], str]:
     """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit.
 
-    From the cache of `datasets` where the hub does not answer. Dataset scripts are not run. Raises DataError with the hub's
-    reason."""
+    From the cache of `datasets` where the hub does not answer. Dataset scripts are not run. Raises DataError."""
     says = f"{origin} = {name!r}"
     datasets = import_extra("datasets", DataError, f"{says} needs `datasets`: pip install 'soar-rl[hub]'")
     identifier, _, config = name.partition(":")

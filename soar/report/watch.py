@@ -99,8 +99,7 @@ def web_server(path: Path, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     """A server for the page of the run in `path` on a loopback port (0: a free one), and the page's random address.
 
     Read only. A page of somebody else in the same browser learns nothing: it does not know the address, and a host name that
-    it points here is refused by its Host header. Raises ReportError where there is no run, UserError for a port that is taken
-    or is none.
+    it points here is refused by its Host header. Raises ReportError for no run, UserError for a port that is not free.
     """
     secret, lock = f"/{secrets.token_urlsafe(24)}/", threading.Lock()
     read_run(path)

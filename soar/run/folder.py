@@ -241,9 +241,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.on_events(rows)
 
     def rows(self, name: str, sound: Callable[[Row, int], bool] = lambda row, number: True) -> list[Row]:
-        """All lines of a JSONL file ([] when it is absent); a half-written last line is cut off. At a damaged line (or
-        where `sound` says no to an object and its line number) the screening is cut and made again; another file raises
-        RunFolderError."""
+        """All lines of a JSONL file ([] when absent); a half-written last line is cut off. At a damaged line, or one that is
+        not sound(object, number), the screening is cut and made again; another file raises RunFolderError."""
         self.check()
         path, size, rows = self.path / name, 0, list[Row]()
         content = path.read_bytes() if path.is_file() else b""

@@ -73,8 +73,7 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> Row:
 
 
 def planned_rollouts(config: Config) -> int:
-    """Student rollouts of Hard-Only as planned: `arms.tokens` as completions of half their room, else `arms.steps`, else what
-    the students of the outer loop take."""
+    """Student rollouts planned for Hard-Only: arms.tokens in completions of half their room, arms.steps, or as the loop."""
     teacher, student = config.teacher, config.student
     if config.arms.tokens:
         return round(config.arms.tokens / (student.sampling.max_tokens / 2))

@@ -34,8 +34,7 @@ def cores_of(threads: int) -> int:
 
 
 def choose_threads(backbone: Backbone, threads: int) -> int:
-    """CPU worker threads, torch's own set to match: a small model is split among workers of one operation thread each; a
-    large one, or a GPU, uses one worker."""
+    """CPU worker threads, torch's own set to match: for a small model many of one operation thread each, else one."""
     if backbone.device.type != "cpu" or next(backbone.model.parameters()).is_meta:  # a service computes
         return 1
     small = sum(p.numel() for p in backbone.model.parameters()) < SMALL_MODEL

@@ -314,8 +314,7 @@ def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Out
 
 def _loop(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
     """How the teacher of a variant changed, as means of its first and of its last outer steps, and its promotions among
-    the decisions with a full window. Neighbouring windows of w steps share w - 1 of them, so one counts as 1 / w of a
-    trial."""
+    the decisions with a full window. Neighbouring windows of w steps share w - 1 of them, so each is 1 / w trials."""
     cells, effective = [], 0.0
     for cell, rows in ((cell, step_rows(run)) for cell, run in pairs if run.steps):
         part = max(1, min(TEACHER_STEPS, len(rows) // 2))
