@@ -29,9 +29,9 @@ from soar.config import Config, load
 from soar.domains.candidates import candidates
 from soar.domains.world import get_world
 from soar.engine.policy import concat
+from soar.loop.likelihood import likelihood
 from soar.loop.parallel import no_tick
 from soar.loop.population import chunks, train_chunk
-from soar.loop.rewards import likelihood
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState, shuffled_passes
 from soar.loop.teacher import OuterLoop, new_state

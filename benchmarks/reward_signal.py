@@ -23,7 +23,7 @@ from scipy import stats
 
 from soar.config import Config, load
 from soar.domains.candidates import candidates
-from soar.loop.rewards import likelihood
+from soar.loop.likelihood import likelihood
 from soar.loop.teacher import OuterLoop, new_state
 from soar.run.setup import open_env
 

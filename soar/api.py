@@ -128,8 +128,7 @@ class Trained(Shown):
 
 
 def keep(place: Path, name: str, write: Callable[[Path], object], undo: ExitStack) -> Path:
-    """Have `place`.NAME written, a file or a folder; `undo` takes away again what is new. Raises ConfigError where the run in
-    `place` began with another."""
+    """Have `place`.NAME written, a file or a folder; `undo` removes what is new. Raises ConfigError where it is another."""
     path = place.with_name(f"{place.name}.{name}")
     begun = path.exists() and (place / "manifest.json").is_file()
     for new in (new for new in reversed([path, *path.parents]) if not (new.exists() or new.is_symlink())):

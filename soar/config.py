@@ -209,7 +209,7 @@ class PromotionConfig(Section):
 
 
 class ArmsConfig(Section):
-    """What is trained and measured after the loop (`arms`, `training_sets`)."""
+    """What is trained and measured after the loop (docs/concepts.md)."""
 
     run: tuple[Literal["base", "ps", TrainedArm], ...] = ("base", "hard_only", "ps", "pq")
     curriculum_steps: int = Field(0, ge=0)  # RLOO steps on questions before the hard problems; 0: both mixed
@@ -262,8 +262,7 @@ class ClusterConfig(Section):
 
 
 class BackendConfig(Section):
-    """Who computes: this process, a training service that speaks Tinker's protocol, or for students of the outer loop another
-    trainer by files (docs/scaling.md)."""
+    """Who computes: this process, a service with Tinker's protocol, or for students a trainer by files (docs/scaling.md)."""
 
     kind: Literal["native", "tinker", "files"] = "native"  # files: as `soar student --emit` sets it
     service: Literal["tinker", "skyrl"] = "tinker"  # Thinking Machines', or SkyRL's own server (its JAX engine)
@@ -300,7 +299,7 @@ class Config(Section):
 
     name: str = "soar"  # names the run folder, runs/NAME
     seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0)  # CPU threads of torch; 0: torch's own choice
+    threads: int = Field(0, ge=0)  # CPU threads, of torch or of workers for a small model; 0: all cores that it may use
     model: ModelConfig = ModelConfig()
     problems: ProblemsConfig = ProblemsConfig()
     screen: ScreenConfig = ScreenConfig()

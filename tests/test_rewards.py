@@ -1,5 +1,4 @@
-"""Teacher text to problems with a reason for every refusal, the rewards of students and teacher as numbers; reward functions
-as they are: shapes told from signatures, and scores that reach RLOO."""
+"""Teacher text to problems with a reason for every refusal, rewards of students and teacher as numbers; reward functions."""
 
 import math
 from collections import Counter
@@ -31,8 +30,9 @@ from world_text import ANSWER_MARK
 
 from soar import seeds
 from soar.config import Config, ConfigError, SamplingConfig, load
+from soar.loop.likelihood import answer_marks, likelihood
 from soar.loop.population import Population
-from soar.loop.rewards import answer_marks, grounded, likelihood, shuffle_answers
+from soar.loop.rewards import grounded, shuffle_answers
 from soar.loop.rollout import RolloutBatch, RolloutEnv, student_reward
 from soar.loop.teacher import Measurement, OuterLoop, new_state
 from soar.loop.write import QuestionSets
@@ -168,7 +168,7 @@ def test_what_the_dense_reward_is_asked_of(monkeypatch, fmt, text, gold, forced,
     batch: Any = SimpleNamespace(problems_P_Q=[[Problem("p", "q", gold)]], reward_P_Q_N=torch.zeros(1, 1, 1))
     batch.rollouts, batch.temperature = SimpleNamespace(select=lambda rows: chosen), 1.0
     read = Mock(side_effect=lambda *given: torch.arange(given[2].tokens_B_T.shape[1])[None].log())
-    monkeypatch.setattr("soar.loop.rewards.score", read)
+    monkeypatch.setattr("soar.loop.likelihood.score", read)
     stack: Any = SimpleNamespace(policies=1, select=lambda policies: None)
     env: Any = SimpleNamespace(fmt=FORMATS[fmt], backbone=backbone)
     paid = likelihood(env, stack, batch, forced=forced).item()

@@ -21,8 +21,7 @@ Due = Callable[[int], bool]
 
 @dataclass(frozen=True)
 class Population:
-    """Trained students: P slices, on the host if they come from workers, who diverged, means over them per step, their
-    rollouts, completions of the first one."""
+    """Trained students, on the host if workers trained them. metrics: means of each step. kept: completions of the first."""
 
     stack: AdapterStack
     failed_P: Tensor

@@ -21,7 +21,7 @@ from soar.engine.policy import AdapterStack, Backbone, concat
 from soar.engine.rloo import all_equal, leave_one_out
 from soar.engine.update import UpdateStats
 from soar.files import Row
-from soar.loop.rewards import likelihood
+from soar.loop.likelihood import likelihood
 from soar.loop.rollout import FULL, RolloutBatch, RolloutEnv, keep
 from soar.types import Problem
 
@@ -51,7 +51,7 @@ class Plan:
     """What a student trains on.
 
     batches: [steps][prompts]. seed: of its attempts. copies: prompts of one problem that stand side by side and form one
-    group. likelihood: paid by `rewards.likelihood`. hints: problem id -> hint, shown as far as needed (see `hinted`).
+    group. likelihood: paid by `likelihood.likelihood`. hints: problem id -> hint, shown as far as needed (see `hinted`).
     tokens: it ends with the step that has generated so many (0: with its batches).
     """
 

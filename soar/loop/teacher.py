@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from soar import seeds
 from soar.backends.base import begin, update
@@ -22,11 +21,12 @@ from soar.config import DENSE, Config, OptimizerConfig, SamplingConfig, StudentC
 from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.files import Row
+from soar.loop.likelihood import answer_marks, gold_shares
 from soar.loop.parallel import Tick, spread
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
-from soar.loop.rewards import Rewards, answer_marks, grounded, intrinsic, likelihood, shuffle_answers, success_rates
-from soar.loop.rollout import RolloutBatch, RolloutEnv, keep
+from soar.loop.rewards import Rewards, grounded, intrinsic, shuffle_answers, success_rates
+from soar.loop.rollout import RolloutEnv, keep
 from soar.loop.student import Plan, at_rate, inner_steps, shuffled_passes
 from soar.loop.write import QuestionSets, row_of, teacher_prompt, up_to_questions, write_questions
 from soar.types import Decision, Problem, Trial, mean
@@ -344,12 +344,6 @@ def measure_chunk(
     share_P_Q_N = gold_shares(env, stack, batch, config)
     rate_P = batch.pass_rate_P() if share_P_Q_N is None else share_P_Q_N.mean((1, 2))
     return rate_P.tolist(), batch.failed_P.tolist(), len(batch.verdicts), keep(env, batch)
-
-
-def gold_shares(env: RolloutEnv, stack: AdapterStack, batch: RolloutBatch, config: Config) -> Tensor | None:
-    """How likely the policies are to give the gold answers [P, Q, N], where reward.mode says so; else None."""
-    mode = config.reward.mode
-    return likelihood(env, stack, batch, forced=mode == "forced") if mode in DENSE else None
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
