@@ -19,7 +19,7 @@ from loop_helpers import BRIEF, easy_problems, events, outcome, run_tiny, tiny_c
 
 from soar.cli import main
 from soar.config import ConfigError
-from soar.loop.parallel import Task, Tick, no_tick, spread
+from soar.loop.parallel import Task, Tick, map_tasks, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.loop.write import TeacherError
 from soar.run import pipeline
@@ -159,7 +159,7 @@ def two(ray: Any, env: RolloutEnv, source: str) -> Iterator[tuple[RayParallel, l
 
 
 def ask(parallel: RayParallel, work: Any, *tasks: Task, common: Task = (), tick: Tick = no_tick) -> list[Any]:
-    return list(spread(SimpleNamespace(parallel=parallel), work, common, tasks, tick))  # type: ignore[arg-type]
+    return list(map_tasks(SimpleNamespace(parallel=parallel), work, common, tasks, tick))  # type: ignore[arg-type]
 
 
 def test_two_workers_of_ray_one_of_them_killed_amid_a_step_give_the_same_numbers(

@@ -106,7 +106,7 @@ def test_students_that_workers_trained_stay_on_the_host_until_one_is_promoted(mo
     """They are measured by workers again; a GPU of this process has no use for them."""
     env = tiny_examiner(tiny_backbone())
     start, trained = random_stack(env.backbone, 1), [TrainState(0, random_stack(env.backbone, 1), metrics=[{}])]
-    monkeypatch.setattr(population, "spread", lambda *given: [trained])
+    monkeypatch.setattr(population, "map_tasks", lambda *given: [trained])
     env.backbone.device = torch.device("meta")
     found = train_population(env, start, plans(range(1)), CONFIG)
     assert found.stack.digest() == trained[0].stack.digest()

@@ -242,8 +242,7 @@ class Backbone:
 
     @contextmanager
     def use(self, stack: AdapterStack | None, view: attention.View | None = None) -> Iterator[None]:
-        """Within the block, forward passes go through `stack` (None: the base model), and what a token may see is what `view`
-        says, whatever mask the model made."""
+        """Within the block, forward passes go through `stack` (None: the base model), and `view` says what tokens may see."""
         before, seen = self._active.set(stack), attention.current.set(view)
         try:
             yield

@@ -15,7 +15,7 @@ import numpy as np
 
 from soar import seeds
 from soar.config import Config, EvaluateConfig
-from soar.loop.parallel import Tick, spread
+from soar.loop.parallel import Tick, map_tasks
 from soar.types import Problem
 
 if TYPE_CHECKING:  # the estimators need no torch, so that a run can be checked without it
@@ -140,8 +140,8 @@ def told_apart(steps: Sequence[Sequence[tuple[float, float]]], repeats: int) -> 
         return None
     from scipy.stats import f
 
-    spread = sum(statistics.variance([reward for reward, _ in sets]) * (len(sets) - 1) for sets in compared)
-    ratio = spread / (count - len(compared)) / chance
+    between = sum(statistics.variance([reward for reward, _ in sets]) * (len(sets) - 1) for sets in compared)
+    ratio = between / (count - len(compared)) / chance
     return ratio, float(f.sf(ratio, count - len(compared), count * (repeats - 1)))
 
 
@@ -220,7 +220,7 @@ def count_correct(
     """
     blocks = [(problems[first : first + BLOCK],) for first in range(0, len(problems), BLOCK)]
     counts: list[np.ndarray] = []
-    for result in spread(env, count_block, (stack, config, seed), blocks):
+    for result in map_tasks(env, count_block, (stack, config, seed), blocks):
         counts.append(result)
         done(result.shape[2])
     return np.concatenate(counts, axis=2)

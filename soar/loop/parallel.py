@@ -21,7 +21,7 @@ Task = tuple[Any, ...]
 Parallel = Any  # worker processes, each with an env of its own: `soar.run.ray.RayParallel`
 
 
-def spread(
+def map_tasks(
     env: "RolloutEnv", work: Callable[..., T], common: Task, tasks: Sequence[Task], tick: Tick = no_tick
 ) -> Iterator[T]:
     """work(env, tick, *common, *task) of every task, in their order, by the workers or threads of the env.

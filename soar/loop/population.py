@@ -12,7 +12,7 @@ from torch import Tensor
 from soar.config import StudentConfig
 from soar.engine.policy import AdapterStack, concat
 from soar.files import Row
-from soar.loop.parallel import Tick, no_tick, spread
+from soar.loop.parallel import Tick, map_tasks, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Begun, Metrics, Plan, Training, TrainState, mean_metrics, rloo_steps
 
@@ -60,7 +60,7 @@ def train_population(
     members_C = chunks(P, choose_chunk(env, P))
     common = (config, env.threads if len(members_C) == 1 else 1, None)
     tasks = [([begun[p] for p in members],) for members in members_C]
-    trained = list(spread(env, train_chunk, common, tasks, on_step))
+    trained = list(map_tasks(env, train_chunk, common, tasks, on_step))
     students = [student for part in trained for student in part]
     metrics = [mean_metrics(rows) for rows in zip(*(s.metrics for s in students), strict=True)]
     stack, failed_P = concat([s.stack for s in students]), torch.tensor([s.failed for s in students])

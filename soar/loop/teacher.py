@@ -22,7 +22,7 @@ from soar.engine.policy import AdapterStack
 from soar.engine.rloo import leave_one_out
 from soar.files import Row
 from soar.loop.likelihood import answer_marks, gold_shares
-from soar.loop.parallel import Tick, spread
+from soar.loop.parallel import Tick, map_tasks
 from soar.loop.population import Population, choose_chunk, chunks, train_population
 from soar.loop.promotion import decide
 from soar.loop.rewards import Rewards, grounded, intrinsic, shuffle_answers, success_rates
@@ -185,7 +185,8 @@ class OuterLoop:
         common = (questions, config, seeds.derive(config.seed, "measure", self.state.step))
         tasks = [(students.select(members),) for members in chunks(P, choose_chunk(self.env, P))]
         with self._spends("measurement"):
-            rates_C, diverged_C, rollouts_C, kept_C = zip(*spread(self.env, measure_chunk, common, tasks), strict=True)
+            parts = list(map_tasks(self.env, measure_chunk, common, tasks))
+        rates_C, diverged_C, rollouts_C, kept_C = zip(*parts, strict=True)
         self.state.student_rollouts += sum(rollouts_C)
         return [*itertools.chain(*rates_C)], [*itertools.chain(*diverged_C)], kept_C[0]
 

@@ -201,7 +201,7 @@ class RayParallel:
     def stream(
         self, work: Callable[..., Any], common: Task, queue: deque[tuple[Any, Task]], tick: Tick = no_tick
     ) -> Iterator[tuple[Any, Any]]:
-        """See `parallel.Parallel`. Results come as they are ready; pieces are handed out one by one to whoever is free."""
+        """(key, work(env, tick, *common, *task)) of every (key, task), as they are ready; the queue may grow meanwhile."""
         self._env.release()  # a worker may share this GPU
         ray, name, free, loading = self._ray, work.__name__, list(self.actors), 0.0
         given = ray.put((self._env.shared, common))  # shared is known since the problems were loaded, after the workers

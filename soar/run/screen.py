@@ -19,7 +19,7 @@ from soar.domains.candidates import candidates
 from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
 from soar.loop.evaluate import rate_of_unsolved
-from soar.loop.parallel import Tick, no_tick, spread
+from soar.loop.parallel import Tick, map_tasks, no_tick
 from soar.loop.rollout import RolloutEnv
 from soar.problems.load import check_evidence, evidence_path, read_hard, split_source, write_hard
 from soar.problems.verify import gold_kind
@@ -191,7 +191,7 @@ def screen(
             calls = [(part, first, last) for part in _cut(left, capacity // (last - first), env)]
             calls = [call for call in calls if any(counts[problem.id].attempts < last for problem in call[0])]
             heard()
-            results = spread(env, screen_call, (config,), calls, heard)
+            results = map_tasks(env, screen_call, (config,), calls, heard)
             for (part, *_), result in zip(calls, results, strict=True):
                 fresh = [(p, new) for p, new in zip(part, result, strict=True) if counts[p.id].attempts == first]
                 for p, new in fresh:
