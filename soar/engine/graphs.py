@@ -124,8 +124,7 @@ def slots_for(rows: int) -> int:
 def lanes_for(live_P: list[int]) -> tuple[int, list[int]]:
     """Slots of a lane, and each lane's policy, for so many live rows of each policy.
 
-    A lane for each, unless a policy that has many more rows than others is better spread over several: every new number and
-    width of lanes is a program to capture.
+    A lane for each, or several for one with many more rows than others, where that pays for a new program to capture.
     """
     most, policies = max(live_P), len(live_P)
     best, slots = (slots_for(most), list(range(policies))), SAVED * slots_for(most) * policies

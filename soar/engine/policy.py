@@ -185,8 +185,7 @@ class Backbone:
 
     layers: module name -> StackedLinear. end_ids: token ids that end a completion. context: max positions.
     micro_batch_tokens: model.micro_batch_tokens, or what a shortage of memory left of it. fused: `load.fuse`. lanes: of
-    an update, `update.micro_batches`. apart: the model keeps its own attention and cache, and rows are not packed
-    (`attention.install`).
+    an update, `update.micro_batches`. apart: the model keeps its own attention (`attention.install`), so rows are not packed.
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig, fused: bool = False) -> None:

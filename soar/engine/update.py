@@ -143,39 +143,42 @@ def micro_batches(
 ) -> Iterator[tuple[list[int], Pack]]:
     """Rows packed batch by batch, some `limit` tokens each, with the policy of each lane of the batch.
 
-    Every policy has a lane in each, over which its tokens are spread evenly. A batch is as wide as its fullest lane, and
-    a prompt may be in several: with `backbone.lanes` and several policies every prompt with its rows is a lane, beside
-    others of its length, where this takes fewer places. Of rows that stand apart each counts as much as the longest.
+    A batch is as wide as its fullest lane, and a prompt may be in several. Of two plans the one with fewer places. Of rows
+    that stand apart each counts as much as the longest.
     """
     lengths, prompts, apart = rollouts.length_B.tolist(), rollouts.prompts, backbone.apart
     number = {prompt: i for i, prompt in enumerate(sorted({*prompts}))}
     prompt_B = [number[prompt] for prompt in prompts]
     longest = max((len(prompts[row]) + lengths[row] for kept in kept_P for row in kept), default=0)
+    by_prompt = prompt_B.__getitem__
+    groups_P = [[[*rows] for _, rows in groupby(sorted(kept, key=by_prompt), by_prompt)] for kept in kept_P]
 
     def size(rows: list[int]) -> int:
         once = {prompt_B[row]: len(prompts[row]) for row in rows}
         return len(rows) * longest if apart else sum(once.values()) + sum(lengths[row] for row in rows)
 
+    # One plan: every policy has a lane in each batch, over which its tokens are spread evenly.
     totals = [max(1, size(kept)) for kept in kept_P]
     count = -(-max(totals) * len(kept_P) // limit) if longest else 0
     batches: list[list[Lane]] = [[(p, []) for p in range(len(kept_P))] for _ in range(count)]
-    lanes, by_prompt = list[Lane](), list[list[Lane]]()
-    for p, (kept, total) in enumerate(zip(kept_P, totals, strict=True)):
+    for p, (groups, total) in enumerate(zip(groups_P, totals, strict=True)):
         start = 0
-        for _, group in groupby(sorted(kept, key=prompt_B.__getitem__), prompt_B.__getitem__):
-            rows = list(group)
-            for row in rows:  # evenly over the batches
+        for rows in groups:
+            for row in rows:
                 batches[start * count // total][p][1].append(row)
                 start += longest if apart else lengths[row] + (len(prompts[row]) if row == rows[0] else 0)
-            parts = min(len(rows), -(-size(rows) // limit)) if backbone.lanes and len(kept_P) > 1 else 0
+    # The other: every prompt with its rows is a lane, beside others of its length.
+    if backbone.lanes and len(kept_P) > 1:
+        lanes, others = list[Lane](), list[list[Lane]]()
+        for p, rows in ((p, rows) for p, groups in enumerate(groups_P) for rows in groups):
+            parts = min(len(rows), -(-size(rows) // limit))
             lanes += [(p, rows[i::parts]) for i in range(parts)]
-    lanes.sort(key=lambda lane: -size(lane[1]))
-    while lanes:
-        fit = max(1, min(limit // size(lanes[0][1]), 4 * len(kept_P)))  # room beside the longest, and for adapters
-        by_prompt.append(lanes[:fit])
-        lanes = lanes[fit:]
-    if by_prompt:
-        plans = batches, by_prompt
+        lanes.sort(key=lambda lane: -size(lane[1]))
+        while lanes:
+            fit = max(1, min(limit // size(lanes[0][1]), 4 * len(kept_P)))  # room beside the longest, and for adapters
+            others.append(lanes[:fit])
+            lanes = lanes[fit:]
+        plans = batches, others
         batches = min(plans, key=lambda plan: sum(len(batch) * max(size(rows) for _, rows in batch) for batch in plan))
     for batch in batches:
         if any(rows for _, rows in batch):
