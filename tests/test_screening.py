@@ -223,7 +223,7 @@ FILES = ("hard.jsonl", "hard.jsonl.evidence.json", "hard/screen.jsonl", "screen.
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of problems of which the embedded model solves some and others not."""
     problems = [*easy_problems(12), *get_world("tiny").problems("hard", 8, 0)]
-    rows = [{"uid": p.id, "task": p.question, "gold": p.answer, "level": i % 3} for i, p in enumerate(problems)]
+    rows = [{"uid": p.id, "task": p.question, "gold": p.answer, "Body": str(i)} for i, p in enumerate(problems)]
     return write_jsonl(tmp_path_factory.mktemp("source") / "p.jsonl", rows)
 
 
@@ -248,7 +248,7 @@ def test_files_and_table(source, finished, capsys):
     hard = read_jsonl(finished / "hard.jsonl")
     assert [row["id"] for row in hard] == [name for name, row in last.items() if row["successes"] == 0]
     assert 8 <= len(hard) < 20 and {row["attempts"] for row in hard} == {40}
-    assert {"level", "question", "answer"} < set(hard[0])
+    assert {"Body", "question", "answer"} < set(hard[0])
     assert json.loads((finished / "hard.jsonl.evidence.json").read_text()) == rows[0]["evidence"]
     event = json.loads((finished / "screen.json").read_text())
     assert (event["candidates"], event["hard"]) == (20, len(hard))
@@ -299,7 +299,7 @@ def test_a_run_uses_the_evidence(finished, tmp_path, monkeypatch):
     hard = read_jsonl(finished / "hard.jsonl")
     assert (event["hard"], event["candidates"], event["frac_all_wrong"]) == (len(hard), len(hard), 1.0)
     rows = [row for half in ("train", "test") for row in read_jsonl(tmp_path / "run" / "hard" / f"{half}.jsonl")]
-    assert {(row["id"], row["attempts"]) for row in rows} == {(row["id"], 40) for row in hard}
+    assert {(r["id"], r["question"], r["attempts"]) for r in rows} == {(r["id"], r["question"], 40) for r in hard}
     copied = (tmp_path / "run" / "hard" / "train.jsonl.evidence.json").read_bytes()
     assert copied == (finished / "hard.jsonl.evidence.json").read_bytes()
 

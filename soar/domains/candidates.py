@@ -34,7 +34,7 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
         # a hard set has columns of its own, whatever those of the file were that it was made from
         screened = evidence_path(Path(keys.source).expanduser()).is_file()
         settings = dict(keys) | {"revision": revision or keys.revision}
-        settings |= {"question_column": None, "answer_column": None} if screened else {}
+        settings |= {"question_column": "question", "answer_column": "answer"} if screened else {}
         problems, report = load_problems(**settings, seed=config.seed)
     problems = arranged(domain_of(keys), problems, report)
     lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)
