@@ -136,8 +136,7 @@ def test_commands_that_look_at_a_damaged_folder_end_with_a_message(run, capsys, 
     assert main(["run", "--resume", "--quiet", "--out", str(run)]) == 1
     assert content(run) == before
     said = capsys.readouterr()
-    assert "Traceback" not in said.out + said.err
-    assert "manifest.json" in said.err.splitlines()[-1]
+    assert "Traceback" not in said.out + said.err and "manifest.json" in said.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("line", "old", "new"), cases("damage", "screening"))

@@ -141,13 +141,12 @@ def test_lines_after_the_checkpoint_are_cut_and_evidence_is_kept(tmp_path):
     with RunFolder(tmp_path, tiny_config(), [], resume=True) as folder:
         folder.load()
         assert folder.rows("metrics.jsonl") == [{"event": "outer_step", "step": 0}]
-        assert folder.rows("pq.jsonl") == []
-        assert len(folder.rows("hard/screen.jsonl")) == 2
+        assert folder.rows("pq.jsonl") == [] and len(folder.rows("hard/screen.jsonl")) == 2
         assert (tmp_path / "hard" / "screen.jsonl").read_bytes().endswith(b"}\n")
         folder.append("metrics.jsonl", [{"another": "and longer", "lost": float("inf")}])
         folder.save(checkpoint(5))
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert (resumed(tmp_path)[0].data["step"], resumed(tmp_path)[1]) == (5, [])
+    last, notes = resumed(tmp_path)
+    assert (last.data["step"], notes, [*tmp_path.rglob("*.tmp")]) == (5, [], [])
 
 
 @pytest.mark.parametrize(("name", "kind", "words"), cases("record", "damage"))
@@ -162,8 +161,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(tmp_path, 
         folder.append("metrics.jsonl", [{"event": "outer_step", "step": 3}])
         folder.save(checkpoint(3))
     assert {p.name for p in (tmp_path / "state").iterdir()} == {"000001", "000003"}  # the damaged one went, not this
-    last, notes = resumed(tmp_path)
-    assert (last.data["step"], notes) == (3, [])
+    assert resumed(tmp_path)[0].data["step"] == 3 and resumed(tmp_path)[1] == []
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -327,8 +325,7 @@ def test_a_rejected_promotion_leaves_the_baseline_and_its_questions(tmp_path):
     fresh = kept_baseline(out)
     folders.decide_review(out, folders.REJECTED, "ann")
     until_review(out, *CHANGES, resume=True)
-    assert events(out, "promotion") == []
-    assert kept_baseline(out) == fresh != {}  # the refused student is nobody's baseline
+    assert events(out, "promotion") == [] and kept_baseline(out) == fresh != {}  # of nobody but who stood before
     held = (out / folders.REVIEW_FILE).read_text()
     (out / folders.REVIEW_FILE).write_text(held.replace('"answer": "', '"answer": "1', 1))
     folders.decide_review(out, folders.ACCEPTED, "ann")  # a person who saw other questions than were written
@@ -366,9 +363,7 @@ def test_the_command_shows_questions_and_effect_and_takes_the_decision(tmp_path,
     assert lines[1] == "  reward +0.1250: pass rate on the hard reward questions +0.2500, baseline +0.1250"
     assert lines[3:5] == ["    1. 3 a+4", "       answer: 7  (wrong by the world's oracle)"]
     assert lines[-1] == "decision: none yet"
-    assert "\x1b" not in shown
-    assert "\u202e" not in shown
-    assert max(map(len, lines)) < 1100
+    assert not {*"\x1b\u202e"} & {*shown} and max(map(len, lines)) < 1100
     assert main(["review", str(tmp_path), "--reject", "--by", "ann"]) == 0
     assert "decision: rejected by ann" in capsys.readouterr().out
     for _ in range(2):

@@ -146,6 +146,10 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(monkeypatch):
     failing += range(1000)
     with pytest.warns(UserWarning, match="gradient checkpointing"), pytest.raises(torch.cuda.OutOfMemoryError):
         gradient_after(90, 0.0, lanes=True)
+    monkeypatch.setattr(base, "token_logprobs", Mock(side_effect=tries[0]))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        base.score(backbone, random_stack(backbone, POLICIES), rollouts(), 1.0)
+    assert not backbone.recomputing, "without gradients it saves nothing, and every later update would pay for it"
 
 
 def test_a_gpu_has_room_for_the_widest_layer(monkeypatch):

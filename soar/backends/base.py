@@ -54,7 +54,6 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
         return backbone.score(stack, rollouts)
     kept_P = native.rows_that_count(rollouts, torch.ones(rollouts.rows), stack.policies, OptimizerConfig())
 
-    @torch.no_grad()
     def scores(limit: int) -> Tensor:
         logprob_B_T = torch.zeros(rollouts.tokens_B_T.shape)
         for lane_L, packed in native.micro_batches(backbone, rollouts, kept_P, limit):
@@ -63,4 +62,5 @@ def score(backbone: Backbone, stack: AdapterStack, rollouts: Rollouts, temperatu
             logprob_B_T[packed.row_R.cpu(), : logprob_R_T.shape[1]] = logprob_R_T
         return logprob_B_T
 
-    return native.in_micro_batches(backbone, scores)
+    with torch.no_grad():
+        return native.in_micro_batches(backbone, scores)

@@ -111,7 +111,7 @@ def in_micro_batches(backbone: Backbone, work: Callable[[int], T]) -> T:
         if limit > SMALLEST_MICRO_BATCH:
             backbone.micro_batch_tokens = max(SMALLEST_MICRO_BATCH, limit // 2)
             how = f"micro-batches of {backbone.micro_batch_tokens} tokens"
-        elif backbone.recompute():
+        elif torch.is_grad_enabled() and backbone.recompute():
             backbone.micro_batch_tokens = first
             how = "with gradient checkpointing"
         else:
