@@ -155,6 +155,7 @@ def one_run(out: Path, overrides: list[str], kill: bool) -> dict[str, Any]:
     import torch
 
     from soar.config import load
+    from soar.run.folder import RunFolder
     from soar.run.pipeline import execute
     from soar.run.progress import Progress
 
@@ -166,7 +167,8 @@ def one_run(out: Path, overrides: list[str], kill: bool) -> dict[str, Any]:
     progress = Progress(quiet=True)
     progress.say = said.append  # type: ignore[method-assign]
     began = time.perf_counter()
-    execute(config, out, False, ["two_workers.py"], progress)
+    with RunFolder(out, config, ["two_workers.py"]) as folder:
+        execute(folder, config, progress)
     seconds = time.perf_counter() - began
     steps = [row for row in rows_of(out / "metrics.jsonl") if row["event"] == "outer_step"]
     timed = [row["seconds"] for row in steps]

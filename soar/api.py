@@ -31,6 +31,7 @@ from soar.problems.pool import refuse_in_worker
 from soar.report.page import Chart, Shown, arms_section, bar_chart, loop_section, pass_at_chart
 from soar.report.runs import Run, read_arm, read_run
 from soar.report.text import result_table
+from soar.run.folder import RunFolder
 from soar.run.pipeline import execute, measure
 from soar.run.progress import Progress
 from soar.run.screen import screen_folder
@@ -305,9 +306,12 @@ def train(
     if teacher_reward is not None:
         command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
         paid = partial(_paid, teacher_reward)
-    with _call(model, problems, options, path) as (config, progress):
+    with (
+        _call(model, problems, options, path) as (config, progress),
+        RunFolder(path, config, command, resume, progress.insist) as folder,
+    ):
         announce(progress, config)
-        trained = Trained(path, execute(config, path, resume, command, progress, teacher_reward=paid))
+        trained = Trained(path, execute(folder, config, progress, teacher_reward=paid))
         for message in trained.run.left_out if progress.quiet else ():
             warnings.warn(message, stacklevel=2)
         return trained

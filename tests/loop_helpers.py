@@ -23,6 +23,7 @@ from soar.loop.population import Population
 from soar.loop.rollout import RolloutBatch
 from soar.loop.teacher import LoopState, OuterLoop
 from soar.loop.write import QuestionSets
+from soar.run.folder import RunFolder
 from soar.run.pipeline import execute
 from soar.run.progress import Progress
 from soar.types import Problem, Verdict
@@ -45,8 +46,9 @@ def tiny_config(*overrides: str) -> Config:
 
 def run_tiny(out: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
     """A run in this process; returns its summary."""
-    with Progress(quiet=True) as progress:
-        return execute(tiny_config(*overrides), out, resume, ["soar", "run", *overrides], progress)
+    config, progress = tiny_config(*overrides), Progress(quiet=True)
+    with progress, RunFolder(out, config, ["soar", "run", *overrides], resume, progress.insist) as folder:
+        return execute(folder, config, progress)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -133,7 +133,7 @@ def one_run(config: Config, folder: Path, target: Point | None, note: Path) -> N
     numbers = [int(path.name) for path in (folder / "state").glob("[0-9]*") if path.name.isdecimal()]
     points.saved = max(numbers, default=-1) + 1
     points.install()
-    pipeline.execute(config, folder, folder.exists(), ["soar", "run"], Progress(quiet=True))
+    pipeline.execute(RunFolder(folder, config, ["soar", "run"], folder.exists()), config, Progress(quiet=True))
     note.write_text(json.dumps(points.passed), encoding="utf-8")
 
 

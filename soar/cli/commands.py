@@ -87,11 +87,15 @@ def waiting(what: str) -> Iterator[Progress]:
 
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
     """Carry a run out in the folder `out` and print its summary. context.obj: the command as it was given."""
-    with Progress(quiet=quiet) as progress, StopRequest().on_signals(progress.insist) as stop:
+    with (
+        Progress(quiet=quiet) as progress,
+        StopRequest().on_signals(progress.insist) as stop,
+        folders.RunFolder(out, config, context.obj, resume, progress.insist) as folder,
+    ):
         announce(progress, config)
         from soar.run.pipeline import execute
 
-        summary = execute(config, out, resume, context.obj, progress, stop)
+        summary = execute(folder, config, progress, stop)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(result_table(summary, width))
 
@@ -132,8 +136,7 @@ def run(
     limits = {"limits__max_hours": max_hours, "limits__max_tokens": max_tokens}
     overrides = overriding(sets, workers, problems__verifier=verifier, promotion__review=review, **limits)
     if resume and not (recipe or model or problems):
-        folders.recorded_config(begun := out or Path("runs/demo"))  # of this version and without a hidden secret
-        config = load(str(begun / "manifest.json"), overrides)  # begun may have the name of a recipe
+        config = folders.recorded_config(out or Path("runs/demo"), overrides)
     else:
         recipe = recipe or (None if model or problems else "demo")
         config = config_of(recipe, model, problems, overrides)

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from soar import files
-from soar.config import HARMLESS, Config, ConfigError, build, difference, parse_override, refuse_code
+from soar.config import HARMLESS, Config, ConfigError, build, difference, load, parse_override, refuse_code
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, mapping, summary_of
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, RunFolderError, read_document
@@ -53,16 +53,15 @@ def versions() -> dict[str, str]:
     return numbers
 
 
-def recorded_config(path: Path) -> Config:
-    """The config that the run in a folder was begun with. Raises RunFolderError."""
+def recorded_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """The config that the run in a folder was begun with, and `--set` overrides. Raises RunFolderError, ConfigError."""
     if files.no_file(path / "manifest.json"):
         raise _no_run(path)
     config = _recorded(read_document(path / "manifest.json"), path)
-    refuse_code(path, config.resolved())
     if files.HIDDEN in json.dumps(config.resolved()):
         begun = "give the recipe and the overrides that the run was begun with"
         raise RunFolderError(f"{path}/manifest.json holds a secret only as {files.HIDDEN}; {begun}")
-    return config
+    return load(str(path / "manifest.json"), overrides)
 
 
 def recorded_sets(definition: Path, seeds: Sequence[int]) -> list[str]:
@@ -155,7 +154,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def __exit__(self, *error: object) -> None:
         """A folder that was made here goes again where nothing was worked out: what was asked for was refused."""
-        refused = isinstance(error[1], UserError) and not isinstance(error[1], Interrupted | RunFolderError)
+        refused = isinstance(error[1], UserError | ImportError) and not isinstance(error[1], Interrupted | RunFolderError)
         with suppress(OSError):  # somebody else uses it, or took it away
             if refused and self._made and all(map(NOBODYS.fullmatch, os.listdir(self.path))):
                 shutil.rmtree(self.path)

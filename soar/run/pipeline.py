@@ -389,30 +389,27 @@ class Run:
 
 
 def execute(
+    folder: RunFolder,
     config: Config,
-    out: Path,
-    resume: bool,
-    command: list[str],
     progress: Progress,
     stop: StopRequest | None = None,
     teacher_reward: TeacherReward | None = None,
 ) -> Row:
-    """Run `config` in the folder `out`; returns the summary.
+    """Run `config` in an open folder; returns the summary.
 
     Raises ConfigError, DataError, RunFolderError; Stopped when `stop`, a limit or a promotion on
     hold ends it; TeacherError and Interrupted with the state kept.
     """
     check_cluster(config)
     with (
-        RunFolder(out, config, command, resume, progress.insist) as folder,
-        closing(Loggers(config, out, progress.say)) as folder.on_events,
+        closing(Loggers(config, folder.path, progress.say)) as folder.on_events,
         open_env(config) as env,
         open_parallel(config, env, progress.say) as env.parallel,
     ):
-        progress.file = out / NOW_FILE  # not before the folder is this run's
+        progress.file = folder.path / NOW_FILE  # not before the folder is this run's
         run = Run(config, folder, env, progress, stop or StopRequest(), teacher_reward)
         try:
-            with saved_run(resume_command(out)), storage_errors(out, ADVICE):
+            with saved_run(resume_command(folder.path)), storage_errors(folder.path, ADVICE):
                 return run.execute()
         except Stopped as stopped:
             run.pause(stopped.reason)
