@@ -306,12 +306,10 @@ def train(
     if teacher_reward is not None:
         command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
         paid = partial(_paid, teacher_reward)
-    with (
-        _call(model, problems, options, path) as (config, progress),
-        RunFolder(path, config, command, resume, progress.insist) as folder,
-    ):
-        announce(progress, config)
-        trained = Trained(path, execute(folder, config, progress, teacher_reward=paid))
+    with _call(model, problems, options, path) as (config, progress):
+        with RunFolder(path, config, command, resume, progress.insist) as folder:
+            announce(progress, config)
+            trained = Trained(path, execute(folder, config, progress, teacher_reward=paid))
         for message in trained.run.left_out if progress.quiet else ():
             warnings.warn(message, stacklevel=2)
         return trained

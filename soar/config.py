@@ -64,7 +64,7 @@ class Section(BaseModel):
             known = [*(flat(Config().resolved()) if cls is Config else ()), *cls.model_fields]
             parts = {item["loc"][:-1] for item in error.errors()}  # of a list, what is wrong with its items says more
             items = (item for item in error.errors() if not item["loc"] or item["loc"] not in parts)
-            raise ConfigError("\n".join(_explain(item, where, known) for item in items)) from error
+            raise ConfigError("\n".join(explain(item, where, known) for item in items)) from error
 
 
 class ModelConfig(Section):
@@ -374,7 +374,8 @@ class Config(Section):
         return self.model_dump(mode="json")
 
 
-def _explain(item: ErrorDetails, where: str, known: list[str]) -> str:
+def explain(item: ErrorDetails, where: str, known: list[str]) -> str:
+    """What pydantic has against a key of a file, in one line. known: the keys that there are."""
     key = ".".join(map(str, item["loc"]))
     if item["type"] != "extra_forbidden":
         found = "" if item["type"] == "missing" else f" = {item['input']!r:.300}"

@@ -53,7 +53,7 @@ class LoopState:
     best: AdapterStack | None = None
     best_rate: float = -1.0
     validated: int = 0
-    written: dict[str, Any] = field(default_factory=dict)
+    written: dict[str, int | QuestionSets] = field(default_factory=dict)
     spent: dict[str, int] = field(default_factory=lambda: {"teacher": 0, "students": 0, "measurement": 0})
 
 
@@ -268,7 +268,7 @@ class OuterLoop:
         try:
             yield
         finally:
-            self.state.spent[kind] += self.env.tokens - before
+            self.state.spent[kind] = self.state.spent.get(kind, 0) + self.env.tokens - before
 
     def _event(
         self, sets: QuestionSets, students: Population, measured: Measurement, decision: Decision, learnt: Row

@@ -1,4 +1,4 @@
-"""Checkpoints in a folder of their own, the last two kept, and the state of a run on its way into one and back.
+"""Checkpoints in a folder of their own, the last two kept.
 
 Every file is on disk before the temporary folder gets its number, and that rename puts the checkpoint in force; so a crash
 at any moment leaves a whole one. Checksums are verified on loading, and the one before is used when the newest is damaged.
@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,6 @@ from soar.types import UserError
 
 if TYPE_CHECKING:  # `soar review` and `soar run --dry-run` read run folders without torch
     from torch import Tensor
-
-    from soar.config import Config
-    from soar.engine.policy import AdapterStack, Backbone
-    from soar.loop.student import TrainState
-    from soar.loop.teacher import LoopState
 
 CHECKSUMS, STATE, TENSORS = "checksums.json", "state.json", "tensors.safetensors"
 FROM_COPY, OLD_SOAR = "from a copy, or start a new run", "resume with the version that began the run"
@@ -126,86 +121,3 @@ def _read(folder: Path) -> Checkpoint:
             raise Damaged(f"{folder / name} is damaged: its checksum is not the recorded one")
     state = read_object(folder / STATE)[0]  # whose checksum can be made to fit anything
     return Checkpoint(state["stage"], state["data"], load((folder / TENSORS).read_bytes()), state["beside"])
-
-
-STAGES = ("loop", "arms", "evaluate", "done")
-
-
-@dataclass
-class Pending:
-    """A promotion on hold. promotion: its event; rows: its questions; the rest is the baseline that a refusal restores."""
-
-    promotion: Row
-    rows: list[Row]
-    baseline: AdapterStack
-    pass_rates: dict[str, float | None]
-
-
-@dataclass
-class RunState:
-    """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
-    tokens: sampled since screening; arm_tokens: of each arm, by what for; arm_progress: arms amid their training."""
-
-    stage: str
-    loop: LoopState
-    arms: dict[str, AdapterStack] = field(default_factory=dict)
-    arm_rollouts: dict[str, int] = field(default_factory=dict)
-    arm_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    arm_progress: dict[str, TrainState] = field(default_factory=dict)
-    pending: Pending | None = None
-    tokens: int = 0
-
-
-def adapters_of(state: RunState) -> dict[str, AdapterStack]:
-    """Teacher, promoted student and trained arms, by their folders in the run folder."""
-    arms = {f"arms/{name}": stack for name, stack in state.arms.items()}
-    return {"teacher": state.loop.teacher, "student": state.loop.best or state.loop.baseline, **arms}
-
-
-def to_checkpoint(state: RunState) -> Checkpoint:
-    """All of a run's state, its tensors under the path of their fields. Seeds are derived: there is no random state."""
-    from torch import Tensor
-
-    tensors: dict[str, Tensor] = {}
-
-    def plain(value: Any, place: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[place] = value
-            return None
-        if is_dataclass(value):
-            names = [field.name for field in fields(value) if not field.name.startswith("_")]  # those are caches
-            value = {name: getattr(value, name) for name in names}
-        return {k: plain(v, f"{place}/{k}") for k, v in value.items()} if isinstance(value, dict) else value
-
-    loop: Any = replace(state.loop, optimizer=state.loop.optimizer.state())
-    return Checkpoint(state.stage, plain(replace(state, loop=loop), ""), tensors)
-
-
-def from_checkpoint(checkpoint: Checkpoint, backbone: Backbone, config: Config) -> RunState:
-    """Inverse of `to_checkpoint`, tensors on the backbone's device. Raises RunFolderError for one of another version."""
-    from soar.backends.base import begin
-    from soar.engine.policy import AdapterStack
-    from soar.loop.student import TrainState
-    from soar.loop.teacher import LoopState
-
-    def whole(value: Any, place: str) -> Any:
-        if not isinstance(value, dict):
-            return checkpoint.tensors.get(place, value)
-        value = {k: whole(v, f"{place}/{k}") for k, v in value.items()}
-        known = value.keys() == {"kind", "tensors", "scale"}  # one of these alone may be a problem's id
-        return AdapterStack(**value).to(backbone.device) if known else value
-
-    try:
-        data = whole(checkpoint.data, "")
-        if others := data["arms"].keys() - {*config.arms.run}:  # each names a folder that is written
-            raise LookupError(f"arms {others}")
-        loop = data["loop"]
-        optimizer = begin(backbone, loop["teacher"], config.teacher.optimizer)
-        optimizer.restore(loop["optimizer"])
-        data["loop"] = LoopState(**loop | {"teacher": optimizer.stack, "optimizer": optimizer})
-        data["arm_progress"] = {arm: TrainState(**training) for arm, training in data["arm_progress"].items()}
-        data["pending"] = Pending(**data["pending"]) if data["pending"] else None
-        return RunState(**data)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"the checkpoint is not of this version of soar ({error!r:.200}); {OLD_SOAR}") from error

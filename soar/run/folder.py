@@ -154,7 +154,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def __exit__(self, *error: object) -> None:
         """A folder that was made here goes again where nothing was worked out: what was asked for was refused."""
-        refused = isinstance(error[1], UserError | ImportError) and not isinstance(error[1], Interrupted | RunFolderError)
+        refused = isinstance(error[1], UserError | ImportError) and not isinstance(
+            error[1], Interrupted | RunFolderError
+        )
         with suppress(OSError):  # somebody else uses it, or took it away
             if refused and self._made and all(map(NOBODYS.fullmatch, os.listdir(self.path))):
                 shutil.rmtree(self.path)
@@ -282,20 +284,16 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet. A damaged one
         is passed over, and that is said. Raises RunFolderError when none is left, when there is none
         though there was one, or the manifest holds another config."""
-        checkpoint = self._checkpoints.load(self._check_lines, self.say)
+        checkpoint = self._checkpoints.load(self._check_beside, self.say)
         rows = (row for name in STREAMS for row in files.read_jsonl(self.path / name)[0])
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
             why = "the run was past its first: resuming would begin anew and drop what is recorded"
             advice = f"restore state/ {FROM_COPY} with another --out"
             raise RunFolderError(f"{self.path}/state holds no checkpoint, but {why}; {advice}")
-        beside = checkpoint.beside if checkpoint else {"lines": {}, "config": self.manifest["config"]}
-        if changed := difference(beside["config"], self.manifest["config"]):
-            effect = "was changed since the checkpoint, and half the run would have another config"
-            keys = "\n  ".join(["restore it from a copy:", *changed])
-            raise RunFolderError(f"{self.path}/manifest.json {effect}; {keys}")
+        lines = checkpoint.beside["lines"] if checkpoint else {}
         for name in STREAMS:
             if (self.path / name).is_file():
-                self.cut(name, beside["lines"].get(name, [0])[0])
+                self.cut(name, lines.get(name, [0])[0])
         return checkpoint
 
     def _start(self, name: str, size: int | None = None) -> list[Any]:
@@ -303,11 +301,15 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         content = (self.path / name).read_bytes()[:size] if (self.path / name).is_file() else b""
         return [len(content), hashlib.sha256(content).hexdigest()]
 
-    def _check_lines(self, checkpoint: Checkpoint) -> None:
+    def _check_beside(self, checkpoint: Checkpoint) -> None:
+        if changed := difference(checkpoint.beside["config"], self.manifest["config"]):
+            effect = "was changed since the checkpoint, and half the run would have another config"
+            keys = "\n  ".join(["restore it from a copy:", *changed])
+            raise RunFolderError(f"{self.path}/manifest.json {effect}; {keys}")
         for name, (size, sha256) in checkpoint.beside["lines"].items():
             if self._start(name, size) != [size, sha256]:
-                changed = f"the {size} bytes that it had at the checkpoint have another checksum"
-                raise Damaged(f"{self.path / name}: {changed}: lines are lost or were changed")
+                found = f"the {size} bytes that it had at the checkpoint have another checksum"
+                raise Damaged(f"{self.path / name}: {found}: lines are lost or were changed")
 
 
 def ask_review(folder: Path, promotion: Row, rows: list[Row]) -> tuple[str, str | None] | None:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from pydantic import Field
 
 from soar.config import ConfigError, Section, resolve_path
 from soar.engine.policy import AdapterStack, concat
-from soar.engine.rollouts import Rollouts
 from soar.files import Row, finite, read_object, write_atomic, write_json
 from soar.loop.arms import read_adapter
 from soar.loop.population import Population
@@ -70,16 +69,12 @@ class FileLoop(OuterLoop):
 
     def write(self) -> QuestionSets:
         """Once for a step, however often it is begun again."""
-        state, written = self.state, self.state.written
-        if written.get("step") != state.step:
+        state, sets = self.state, self.state.written.get("sets")
+        if state.written.get("step") != state.step or not isinstance(sets, QuestionSets):
             sets = super().write()
-            state.written = {"step": state.step, "sets": asdict(sets)}
+            state.written = {"step": state.step, "sets": sets}
             self.save()
-            return sets
-        saved = {key: value for key, value in written["sets"].items() if key != "tokens"}  # which was there once
-        rollouts = Rollouts(**saved["rollouts"] | {"prompts": tuple(map(tuple, saved["rollouts"]["prompts"]))})
-        problems_G_Q = [[Problem(**row) for row in rows] for rows in saved["problems_G_Q"]]
-        return QuestionSets(**saved | {"problems_G_Q": problems_G_Q, "rollouts": rollouts})
+        return sets
 
     def teach(self, question_sets: QuestionSets) -> Population:
         """The students that came back, those known by their pass rate alone as the baseline.

@@ -27,14 +27,13 @@ from soar.report.page import report_at_the_end
 from soar.report.runs import HASHES, NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
 from soar.report.text import held_out
 from soar.report.watch import step_lines
-from soar.run.checkpoint import STAGES, Pending, RunState, adapters_of, from_checkpoint, to_checkpoint
 from soar.run.folder import ADVICE, REJECTED, REVIEW_FILE, RunFolder, ask_review, write_hashes
 from soar.run.interrupts import Stopped, StopRequest, limit_reached, resume_command, saved_run
 from soar.run.jobs import FileLoop
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.screen import find_hard, left_out_before
-from soar.run.setup import labelled, open_env, save_adapter
+from soar.run.setup import STAGES, Pending, RunState, Stage, labelled, open_env, save_adapter
 from soar.run.sinks import Loggers
 from soar.types import Interrupted, Problem, Screening, UserError
 
@@ -67,21 +66,19 @@ class Run:
             material = self._material()
             if "real" in self.config.arms.run:
                 arms.real_problems(self.env, self.config, material)
+        else:
+            self.state = RunState.read(checkpoint, self.env.backbone, self.config)
         self._find_hard(first=checkpoint is None)
         self._count_seconds("screen")
-        if checkpoint is not None:
-            screening = self.state.seconds["screen"]
-            self.state = from_checkpoint(checkpoint, self.env.backbone, self.config)
-            self.state.seconds["screen"] += screening
         self.env.tokens = self.state.tokens  # the screening is not counted
         if checkpoint is None:
             self._save()
         stages = (self._loop, self._arms, lambda: self._evaluate(self.state.arms))
-        for name, stage, then in zip(STAGES, stages, STAGES[1:], strict=False):
-            if self.state.stage == name:
+        for now, stage, then in zip(STAGES, stages, STAGES[1:], strict=False):
+            if self.state.stage == now:
                 stage()
                 self._save(then)
-        for name, stack in adapters_of(self.state).items():  # a finished run that is resumed writes them again
+        for name, stack in self.state.adapters.items():  # a finished run that is resumed writes them again
             save_adapter(self.env.backbone, stack, self.folder.path / name)
         (self.folder.path / HASHES).unlink(missing_ok=True)  # of what is written again from here on
         summary = summary_of(self.folder.rows("metrics.jsonl"), self.config, self.state.seconds)
@@ -237,7 +234,7 @@ class Run:
     def _arms(self) -> None:
         config, state = self.config, self.state
         base = self.env.backbone.new_stack(seeds.derive(config.seed, "student", "init"))  # every student starts from it
-        self._evaluate({"base": base, "ps": adapters_of(state)["student"]})  # nothing will change them
+        self._evaluate({"base": base, "ps": state.adapters["student"]})  # nothing will change them
         self._safe_point()
         material = self._material()
         plans: dict[str, Plan] = {}
@@ -381,11 +378,11 @@ class Run:
             for summary, tokens_H, correct_H in zip(summaries, tokens_P_H, correct_P_H, strict=True)
         ]
 
-    def _save(self, then: str = "") -> None:
+    def _save(self, then: Stage | None = None) -> None:
         """A checkpoint. then: the stage that comes next, where one is over."""
         self._count_seconds(self.state.stage)
         self.state.stage, self.state.tokens = then or self.state.stage, self.env.tokens
-        self.folder.save(to_checkpoint(self.state))
+        self.folder.save(self.state.checkpoint())
 
 
 def execute(
@@ -395,11 +392,8 @@ def execute(
     stop: StopRequest | None = None,
     teacher_reward: TeacherReward | None = None,
 ) -> Row:
-    """Run `config` in an open folder; returns the summary.
-
-    Raises ConfigError, DataError, RunFolderError; Stopped when `stop`, a limit or a promotion on
-    hold ends it; TeacherError and Interrupted with the state kept.
-    """
+    """Run `config` in an open folder; returns the summary. Raises ConfigError, DataError, RunFolderError; Stopped when
+    `stop`, a limit or a promotion on hold ends it; TeacherError and Interrupted with the state kept."""
     check_cluster(config)
     with (
         closing(Loggers(config, folder.path, progress.say)) as folder.on_events,
