@@ -161,7 +161,7 @@ def test_eval_gives_each_adapter_the_counts_that_it_has_alone(run, env, tmp_path
     adapters, asked = [str(run / name) for name in ("student", "arms/pq")], easy_problems(6)
     problems, stack = str(write_problems(tmp_path / "easy.jsonl", asked)), random_stack(env.backbone, 2, size=0.02)
     for p, adapter in enumerate(adapters):
-        save_adapter(env.backbone, stack, Path(adapter), p)
+        save_adapter(env.backbone, stack.select([p]), Path(adapter))
     options = [word for adapter in adapters for word in ("--adapter", adapter)]
     assert main(["eval", *options, "--problems", problems, "--out", str(out), *sets(*BRIEF)]) == 0
     found = json.loads(out.read_text())

@@ -48,7 +48,7 @@ def test_the_students_of_a_native_run_given_back_make_that_run(tmp_path, monkeyp
     def teach(self: OuterLoop, question_sets: Any) -> Population:
         population = plain(self, question_sets)
         for p, name in enumerate(SETS):
-            save_adapter(self.env.backbone, population.stack, tmp_path / f"{self.state.step}" / name, p)
+            save_adapter(self.env.backbone, population.stack.select([p]), tmp_path / f"{self.state.step}" / name)
         return population
 
     monkeypatch.setattr(OuterLoop, "teach", teach)

@@ -229,7 +229,7 @@ def test_hostile_text_is_shown_and_does_nothing(html, page):
 def test_hostile_text_in_every_other_place(tmp_path):
     bad = "<b onclick=x>\x1b\u202e{{7*7}}"
     config = {bad: bad, "model": {"path": bad}}
-    manifest = dict.fromkeys(("name", "seed", "started_at"), bad) | {"command": [bad], "config": config}
+    manifest = dict.fromkeys(("name", "seed"), bad) | {"command": [bad], "config": config}
     write_json(tmp_path / "manifest.json", manifest)
     counts = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
     write_json(tmp_path / "summary.json", {"arms": {bad: counts}, "wall_seconds": {bad: 1.0}})
@@ -380,7 +380,7 @@ def some(keys: str, **fixed: Any) -> Any:
 @given(
     st.lists(some(EVENT_KEYS, event=st.sampled_from(EVENTS.split())), max_size=5),
     st.lists(some(ROW_KEYS), max_size=4),
-    some("name command config versions hashes seed started_at"),
+    some("name command config versions hashes seed"),
     some("arms promotions outer_steps wall_seconds paired"),
 )
 def test_no_content_of_the_files_stops_the_report(tmp_path, metrics, rows, manifest, summary):

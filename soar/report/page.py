@@ -211,7 +211,7 @@ def arms_section(run: Run) -> dict[str, Any]:
     """
     events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
     spent = [(read_arm(str(e.get("arm")), e), tokens) for e in events if (tokens := number(e.get("total_tokens")))]
-    measured = run.arms.keys() | {now.name for now, _ in spent}
+    measured = run.arms.keys() | {reading.name for reading, _ in spent}
     order = [*wording.ARMS, *sorted(measured - wording.ARMS.keys())]
     arms = sorted(run.arms.values(), key=lambda arm: order.index(arm.name))
     ks = sorted({k for arm in arms for k in arm.pass_at})
@@ -220,9 +220,10 @@ def arms_section(run: Run) -> dict[str, Any]:
         curves, x = [], "million generated tokens, search included"
         for style, name in enumerate(sorted(measured, key=order.index)):
             points: list[Row] = []
-            for now, tokens in ((now, tokens) for now, tokens in spent if now.name == name):
-                ends = dict(zip(("low", "high"), now.interval.get(k, ()), strict=False))
-                points.append({"x": tokens / 1e6, "y": now.pass_at.get(k), **ends})
+            for reading, tokens in spent:
+                if reading.name == name:
+                    ends = dict(zip(("low", "high"), reading.interval.get(k, ()), strict=False))
+                    points.append({"x": tokens / 1e6, "y": reading.pass_at.get(k), **ends})
             band = ("low", "high") if points and "low" in points[-1] else ()
             curves.append(line(wording.arm_name(name), points, "y", style, "x", band))
         rules = [(arm.pass_at[k], wording.arm_name("base")) for arm in arms if arm.name == "base" and k in arm.pass_at]

@@ -168,7 +168,7 @@ def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
     """
     nothing = count(run.summary.get("promotions")) == 0
     ours = [arm for arm in run.arms.values() if arm.name in OURS and not (nothing and arm.name == "ps")]
-    others = [arm for arm in run.arms.values() if not arm.name.startswith(OURS)]
+    others = [arm for arm in run.arms.values() if not arm.name.startswith(OURS)]  # pq_sample is no rival of pq
     others = [arm for arm in others if arm.name != "base"] or others
     measured = [set(arm.pass_at) for arm in ours + others]
     k = min(set.intersection(*measured) or set.union(*measured)) if measured else 1

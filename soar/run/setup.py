@@ -49,8 +49,7 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 
 @contextmanager
 def open_env(config: Config) -> Iterator[RolloutEnv]:
-    """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises ConfigError,
-    for a model that does not fit its device before anything is loaded."""
+    """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises ConfigError, before long work."""
     if __doc__ is None:
         raise ConfigError("transformers reads docstrings, which python -OO (PYTHONOPTIMIZE=2) takes away: leave it out")
     domain = domain_of(config.problems)  # before the model, which takes minutes
@@ -91,10 +90,10 @@ def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     ]
 
 
-def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path, policy: int = 0) -> None:
-    """Write one slice in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`."""
+def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path) -> None:
+    """Write a stack of one policy in PEFT's LoRA format, loadable by `PeftModel.from_pretrained(base, folder)`."""
     stack = backbone.local(stack) if isinstance(backbone, Backend) else stack
-    weights = peft_tensors(backbone, stack, policy)
+    weights = peft_tensors(backbone, stack, 0)
     ranks = {name: weights[f"base_model.model.{name}.lora_A.weight"].shape[0] for name in backbone.layers}
     write_tensors(folder / "adapter_model.safetensors", weights)
     rank = max(ranks.values())
