@@ -304,6 +304,8 @@ def train(
     """
     path, command, paid = Path(out), ["soar.train"], None
     if teacher_reward is not None:
+        if not callable(teacher_reward):
+            raise ConfigError(f"teacher_reward: found {teacher_reward!r:.60}, expected a function of three arguments")
         command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
         paid = partial(_paid, teacher_reward)
     with _call(model, problems, options, path) as (config, progress):

@@ -105,8 +105,7 @@ def test_a_folder_of_ones_own_is_trusted_by_the_option(run, tmp_path, monkeypatc
     prepare("write", "evil.py", "open('ran', 'w')\nD = None\n")
     prepare("set", "problems.domain", "evil.py:D")
     assert main(["export", "run", "--trust-run", "--format", "trl", "--out", "out"]) == 1
-    assert Path("ran").exists()  # its code was run, and then refused as no domain
-    Path("ran").unlink()
+    Path("ran").unlink()  # which its code made; it was refused then as no domain
     assert main(["export", "run", "--format", "peft", "--out", "weights"]) == 0, "weights need no domain"
     assert not Path("ran").exists()
     assert resume_command(Path("run")) == "soar run --out run --resume --trust-run"
@@ -164,8 +163,7 @@ def test_a_disk_that_fails_anywhere_in_a_run(tiny_run, tmp_path, monkeypatch, ca
         assert f"cannot be written: {os.strerror(failures[-1])}" in said and "Traceback" not in said
         failures.append((errno.ENOSPC, errno.EIO, errno.EDQUOT)[len(failures) % 3])
         left[0] = 25 * len(failures)
-    assert len(failures) > 3
-    assert outcome(out) == outcome(tiny_run)
+    assert len(failures) > 3 and outcome(out) == outcome(tiny_run)
     (tmp_path / "behind").mkdir()
     (tmp_path / "trl").symlink_to(tmp_path / "behind")
     for form in ("peft", "trl"):
