@@ -23,11 +23,12 @@ from soar.loop.population import train_chunk
 from soar.loop.rewards import success_rates
 from soar.loop.rollout import RolloutEnv, masked, mentions
 from soar.loop.student import HINT_LEVELS, Begun, Plan, TrainState, at_rate, hinted, shuffled_passes
-from soar.loop.write import NO_BOUND, Bound, Outcome, read_pairs, teacher_prompt, vote, write_questions
+from soar.loop.write import Bound, Outcome, read_pairs, teacher_prompt, vote, write_questions
 from soar.problems.load import Dropped, find_leaks, load_problems, read_hard
 from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 PROMPTS = asset("arm_prompts")
+SOLVABLE, EASIER = 0.7, (0.3, 0.7)  # rates of what is trained on: below; least and most of a variant
 HINT_TRIES, VARIANT_ROUNDS, VARIANT_TEXTS, VARIANT_ATTEMPTS = 8, 8, 4, 10
 
 
@@ -47,7 +48,7 @@ class Material:
     screened: list[tuple[Problem, Screening]] = field(default_factory=list)
     hard_train: list[Problem] = field(default_factory=list)
     real: list[Problem] = field(default_factory=list)
-    bound: Bound = NO_BOUND
+    bound: Bound = field(default_factory=Bound)
 
 
 def training_questions(arm: str, env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
@@ -146,16 +147,16 @@ def write_hints(env: RolloutEnv, config: Config, material: Material) -> dict[str
 
 
 def solvable_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
-    """The problems at 0 < p < 0.7 of this run's screening."""
-    if not (between := [p for p, screening in material.screened if 0 < screening.pass_rate < 0.7]):
-        raise NothingLeft("screening found no problem at 0 < p < 0.7")
+    """The problems at 0 < p < SOLVABLE of this run's screening."""
+    if not (between := [p for p, screening in material.screened if 0 < screening.pass_rate < SOLVABLE]):
+        raise NothingLeft(f"screening found no problem at 0 < p < {SOLVABLE}")
     return between
 
 
 def variant_problems(env: RolloutEnv, config: Config, material: Material) -> list[Problem]:
     """Up to arms.questions easier variants of the hard training problems, of VARIANT_ROUNDS x VARIANT_TEXTS texts for each.
 
-    The base model sees it and writes one with its answer, kept when 0.3 to 0.7 of VARIANT_ATTEMPTS of its attempts give that
+    The base model sees it and writes one with its answer, kept when a share within EASIER of VARIANT_ATTEMPTS gives that
     answer; with teacher.votes their vote decides, as over a teacher's questions. A prompt without turns can only be
     continued: the variant begins as the problem does.
     """
@@ -192,7 +193,7 @@ def variant_problems(env: RolloutEnv, config: Config, material: Material) -> lis
         elif tried:
             batch = env.rollout(None, [tried], VARIANT_ATTEMPTS, [seed], config.student.sampling)
             rates = zip(tried, success_rates(batch), strict=True)
-            kept |= {p.question: p for p, rate in rates if rate is not None and 0.3 <= rate <= 0.7}
+            kept |= {p.question: p for p, rate in rates if rate is not None and EASIER[0] <= rate <= EASIER[1]}
         if len(kept) >= config.arms.questions:
             break
     if not kept:

@@ -38,9 +38,6 @@ class Bound:
         self.full = bool(items)  # not where the caller had enough
 
 
-NO_BOUND = Bound()
-
-
 class TeacherError(UserError):
     """The teacher wrote too few acceptable pairs; the message holds the reasons and its last outputs."""
 
@@ -74,14 +71,14 @@ def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
 
 
 def write_questions(
-    env: RolloutEnv, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int, bound: Bound = NO_BOUND
+    env: RolloutEnv, teacher: AdapterStack | None, prompt: list[int], run: Config, step: int, bound: Bound | None = None
 ) -> QuestionSets:
     """g * n accepted pairs of one outer step by rejection sampling (method: the loop, step 1).
 
     teacher: a stack of one policy, or None for the base model. bound: of texts and votes, which leaves fewer pairs where
     it cuts them off. Raises TeacherError where it leaves none, or teacher.max_tries is spent.
     """
-    config = run.teacher
+    config, bound = run.teacher, bound or Bound()
     each = config.sampling.max_tokens + config.votes * run.student.sampling.max_tokens
     wanted = config.datasets * config.questions
     accepted, kept, last, shown = list[Problem](), list[Rollouts](), list[str](), list[Row]()

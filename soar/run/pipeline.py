@@ -20,7 +20,7 @@ from soar.loop.evaluate import count_correct, results_of, summarize
 from soar.loop.rollout import RolloutEnv
 from soar.loop.student import Plan, TrainState
 from soar.loop.teacher import OuterLoop, TeacherReward, new_state
-from soar.loop.write import NO_BOUND, Bound, TeacherError, row_of
+from soar.loop.write import Bound, TeacherError, row_of
 from soar.problems.load import DataError, find_leaks, split
 from soar.report.alarms import TEXTS, alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
@@ -281,7 +281,7 @@ class Run:
         if 0 < budget <= search:
             why = f"its search took {search} of arms.tokens = {budget}; raise it, or lower teacher.steps"
             raise arms.NothingLeft(why)
-        bound = Bound(before + (budget - search) // 2) if budget else NO_BOUND  # so that the other half trains
+        bound = Bound(before + (budget - search) // 2) if budget else Bound()  # so that the other half trains
         material, cut = replace(material, bound=bound), TEXTS["cut"].format(arm, budget)
         try:
             questions = arms.training_questions(arm, self.env, config, material)
