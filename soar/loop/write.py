@@ -158,27 +158,32 @@ def can_vote(env: RolloutEnv) -> bool:
 def vote(
     env: RolloutEnv, config: Config, outcomes: list[Outcome], seed: int, labels: dict[str, Outcome]
 ) -> list[Outcome]:
-    """The pairs with the answer that most of teacher.votes attempts of the base model give.
+    """The pairs by `majority`; without teacher.votes as they are. labels: of the step's questions so far, and added to."""
+    if not config.teacher.votes:
+        return outcomes
+    fresh = {o.question: o for o in outcomes if isinstance(o, Problem) and o.question not in labels}
+    if fresh:
+        labels |= zip(fresh, majority(env, config, list(fresh.values()), seed), strict=True)
+    return [labels[o.question] if isinstance(o, Problem) else o for o in outcomes]
+
+
+def majority(env: RolloutEnv, config: Config, problems: list[Problem], seed: int) -> list[Outcome]:
+    """Each problem with the answer that most of its votes give, or why they do not make it one.
 
     The commonest spelling is the label, what equals it agrees. Left out where less than teacher.agreement of them do, or more
     than TOO_EASY, or where it would not be accepted from a teacher. Labels and window as in R-Zero (arXiv 2508.05004).
-    Without votes the pairs are as written. labels: what came of the step's questions so far, added to: one is voted on once.
     """
-    votes = config.teacher.votes
-    fresh = {o.question: o for o in outcomes if votes and isinstance(o, Problem) and o.question not in labels}
-    if asked := list(fresh.values()):
-        place, sampling = seeds.derive(seed, "votes"), config.student.sampling
-        _, texts = env.sample(None, env.request([asked], votes, [place], sampling, 0), env.threads)
-        answers = env.verifier.read_answers(texts)
-        given_Q = [Counter(filter(None, answers[first : first + votes])) for first in range(0, len(answers), votes)]
-        chosen_Q = [max(given, key=given.__getitem__, default="") for given in given_Q]
-        voted = [replace(problem, answer=answer) for problem, answer in zip(asked, chosen_Q, strict=True)]
-        against = [problem for problem in voted for _ in range(votes)]
-        verdicts = env.verifier.check_answers(answers, [problem.answer for problem in against], columns_of(against))
-        shares = [sum(v.solved for v in verdicts[k * votes : (k + 1) * votes]) / votes for k in range(len(voted))]
-        judged = zip(voted, shares, env.verifier.usable(voted), strict=True)
-        labels |= {problem.question: _window(config, problem, share, usable) for problem, share, usable in judged}
-    return [labels.get(o.question, o) if isinstance(o, Problem) else o for o in outcomes]
+    votes, place, sampling = config.teacher.votes, seeds.derive(seed, "votes"), config.student.sampling
+    _, texts = env.sample(None, env.request([problems], votes, [place], sampling, 0), env.threads)
+    answers, voted = env.verifier.read_answers(texts), list[Problem]()
+    for k, problem in enumerate(problems):
+        given = Counter(filter(None, answers[k * votes : (k + 1) * votes]))
+        voted.append(replace(problem, answer=max(given, key=given.__getitem__, default="")))
+    against = [problem for problem in voted for _ in range(votes)]
+    verdicts = env.verifier.check_answers(answers, [problem.answer for problem in against], columns_of(against))
+    shares = [sum(v.solved for v in verdicts[k * votes : (k + 1) * votes]) / votes for k in range(len(voted))]
+    judged = zip(voted, shares, env.verifier.usable(voted), strict=True)
+    return [_window(config, problem, share, usable) for problem, share, usable in judged]
 
 
 def _window(config: Config, problem: Problem, share: float, usable: bool) -> Outcome:
