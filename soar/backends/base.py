@@ -1,7 +1,6 @@
 """The seam between the loop and what computes: soar.engine for a plain `Backbone`, else a `Backend`.
 
-The loop never looks into the tensors of an `AdapterStack`: those of a `Backend` say where its weights are. Completions come
-from a `rollouts.Sampler`."""
+The loop never looks into the tensors of an `AdapterStack`: a `Backend`'s say where its weights are. A `Sampler` draws."""
 
 from typing import Any, Protocol, runtime_checkable
 

@@ -33,8 +33,7 @@ class Population:
 def choose_chunk(env: RolloutEnv, policies: int) -> int:
     """Policies trained in one forward pass: model.chunk, or on a GPU all, with worker processes an equal share for each.
 
-    On a CPU at most 8, shared out among the threads (benchmarks/population.py), not among workers: a student's last bits
-    depend on who shares its batch.
+    On a CPU at most 8, shared among threads (benchmarks/population.py) and not workers: last bits depend on the batch.
     """
     if chunk := env.backbone.config.chunk:
         return min(policies, chunk)

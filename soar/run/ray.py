@@ -94,8 +94,7 @@ def check_cluster(config: Config) -> None:
 
 
 def connect(ray: Any, config: Config) -> bool:
-    """Join the cluster of `cluster.address`, or start one on this machine; False where this process had joined one already.
-    Raises ConfigError when it does not answer."""
+    """Join the cluster of cluster.address, or start one here; False where this process is in one. Raises ConfigError."""
     if ray.is_initialized():
         return False
     address, cores = config.cluster.address, max(os.cpu_count() or 1, config.cluster.workers)
