@@ -84,8 +84,9 @@ def _singles(row: Row, columns: dict[str, str], report: LoadReport) -> Iterator[
         for i, (text, mark) in enumerate(zip(texts, labels, strict=True), start=1):
             if isinstance(text, list) and text and isinstance(text[-1], dict):  # chat messages
                 text = text[-1].get("content")
+            text = "" if text is None else str(text)  # 0 is an answer
             judged = _label(mark) if "label" in columns else None
-            yield f"{row.where}[{i}]" if several else row.where, str(text or ""), gold, judged, row.fields
+            yield f"{row.where}[{i}]" if several else row.where, text, gold, judged, row.fields
     except KeyError as missing:
         raise DataError(f"{row.where}: no {missing} here, as the first row has; mend or remove the line") from None
     except Dropped as dropped:

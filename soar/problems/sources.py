@@ -135,16 +135,19 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     lines = _lines(path)
     header = next(lines, "")
     comma = max(",;\t", key=header.count)
-    reader = csv.DictReader(chain([header], lines), delimiter=comma, skipinitialspace=True, strict=True)
-    start = 1  # line where a row begins, the header first
+    reader = csv.reader(chain([header], lines), delimiter=comma, skipinitialspace=True, strict=True)
+    columns, start = list[str](), 1  # line where a row begins
     try:
-        columns, start = len(reader.fieldnames or []), reader.line_num + 1
-        for fields in reader:
+        for values in reader:
             where, start = f"{path}:{start}", reader.line_num + 1
-            if None in fields or None in fields.values():
-                yield Row(where, {}, f"another number of fields than the {columns} of the header (unquoted comma?)")
+            if not columns or not values:  # the header; blank lines, which have a number all the same
+                columns = columns or values
+            elif len(values) != len(columns):
+                yield Row(
+                    where, {}, f"another number of fields than the {len(columns)} of the header (unquoted comma?)"
+                )
             else:
-                yield Row(where, dict(fields))
+                yield Row(where, dict(zip(columns, values, strict=True)))
     except csv.Error as error:
         raise DataError(f"{path}:{start}: not CSV ({error})") from error
 
