@@ -1,8 +1,7 @@
 """Configuration: every key with its type, default and meaning, and how a recipe becomes a config.
 
 Defaults are the paper's setting (arXiv 2601.18778, experimental setup) unless the comment behind a key says otherwise;
-docs/config.md is made from those comments. `load` merges defaults, the recipe (a TOML file) and `--set a.b=value`.
-"""
+docs/config.md is made from those comments. `load` merges defaults, the recipe (a TOML file) and `--set a.b=value`."""
 
 import difflib
 import json
@@ -504,8 +503,7 @@ def _one_file(a: object, b: object) -> bool:
 def resolve_path(path: str) -> str:
     """`builtin:NAME` -> folder inside the package, `~` -> home, a folder -> its whole path; a hub id is unchanged.
 
-    Raises ConfigError with the known names.
-    """
+    Raises ConfigError with the known names."""
     if not path.startswith("builtin:"):
         place = os.path.expanduser(path)
         return os.path.abspath(place) if os.path.isdir(place) else place

@@ -6,8 +6,7 @@ files, what promotions add, measurements on the way (`evaluate.every`).
 
 The findings (`soar check`; those without the model also `soar run --dry-run`) say whether a run can work. Making them
 raises nothing that a user can mend, and trains nothing: the teacher's samples are those of the untrained model, so its
-first outer step will look like them. Torch is imported only for the model.
-"""
+first outer step will look like them. Torch is imported only for the model."""
 
 import math
 import time

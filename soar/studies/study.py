@@ -4,8 +4,7 @@ A result is named `variant:arm`. Without `compare`, every arm is compared with H
 `primary` is the one comparison (and its k) whose p-value stands unadjusted; it cannot change once the study has begun.
 A cell that fails is recorded and the others go on; a finished one is never run again. The first variant's cells run before
 the others, which use their screening. Results are read from the cells' run folders, so they can be made again at any time,
-also of an unfinished study. Needs no torch.
-"""
+also of an unfinished study. Needs no torch."""
 
 import json
 import os
@@ -157,8 +156,7 @@ def run_study(
 
     extra: `--set` overrides of every cell. jobs: 0 only collects what the cells hold now. Raises RunFolderError for a folder
     that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything runs;
-    Stopped when `stop` says so, once the cells at work have ended.
-    """
+    Stopped when `stop` says so, once the cells at work have ended."""
     every = cells(study, out, extra)
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out} is a file, expected a folder; give another --out")
