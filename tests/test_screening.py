@@ -337,7 +337,7 @@ def test_words_for_what_plain_rl_sees():
     assert "raise student.sampling.max_tokens (now 48)" in words([0] * 10, truncated_share=0.6)
     plateau = words([0] * 10)
     assert "at most 0.048 of 16 attempts correct, 0.024 a step (none of 1,000 was)" in plateau
-    assert "try first: easier problems if you have some (arm real); on MATH" in plateau
+    assert "try first: easier problems if you have some (arm real); with 4 million tokens of MATH" in plateau
     assert "try first: the candidates" in words([0] * 10 + [50] * 32)
     assert "try first: the candidates" not in words([0] * 10 + [50] * 31 + [100, 70]), "solvable takes neither"
 
