@@ -204,8 +204,7 @@ def test_another_study_is_refused_and_more_seeds_are_added(finished, tmp_path, m
         patch.setattr(study_room, "sha256_of", lambda recipe: "another file")
         refused(out, r"begun as another study:\n  recipe_sha256")
     assert nothing.ran == []
-    more = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]"))
-    written = list[str]()
+    more, written = toy(tmp_path, TOY.replace("[0, 1]", "[0, 1, 2]")), list[str]()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", SimpleNamespace(write=written.append))
         results = run_study(more, out, extra, resume=True)
@@ -301,10 +300,11 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     (cell,) = cells(read_study(str(tmp_path / "one.toml")), tmp_path / "out", [own])
     assert json.loads((cell.folder / "manifest.json").read_text())["config"] == cell.config.resolved()
     failed = study_room.run_in_process(StopRequest(), False, cell._replace(overrides=(*cell.overrides, "seed=4")), 1)
-    decide = "these keys decide results and cannot change on --resume:"
-    said = f"soar: {cell.folder} was begun with another config; {decide}"
-    assert failed is not None and failed.startswith(f"exit code 1: {said}   seed: 3 -> 4 (see ")
-    assert f"{said}\n  seed: 3 -> 4" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
+    why = f"soar: {cell.folder} was begun with another config; these keys decide results and cannot change on --resume:"
+    assert failed is not None and failed.startswith(f"exit code 1: {why}   seed: 3 -> 4 (see ")
+    assert f"{why}\n  seed: 3 -> 4" in (tmp_path / "out" / "cells" / "a-seed3.log").read_text()
+    silent: Any = SimpleNamespace(start=lambda *_, **__: SimpleNamespace(wait=lambda: -9))
+    assert "exit code -9: no output (see " in str(study_room.run_in_process(silent, False, cell, 1))
     (cell.folder / "summary.json").unlink()
     assert main([*arguments, "--collect"]) == 1 and "a, seed 3 | unfinished" in capsys.readouterr().out
 

@@ -141,10 +141,11 @@ def run_in_process(stop: StopRequest, trusted: bool, cell: Cell, threads: int) -
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(f"{cell.name}.log")
     with open(log, "ab") as file:
+        begun = file.tell()  # behind what earlier attempts said
         code = stop.start(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).wait()
     if code == 0:
         return None
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    lines = log.read_bytes()[begun:].decode("utf-8", "replace").strip().splitlines()
     first = max((i for i, line in enumerate(lines) if line.startswith("soar: ")), default=-1)  # -1: the last line alone
     return f"exit code {code}: {' '.join(lines[first:])[:500] or 'no output'} (see {log})"
 
