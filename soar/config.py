@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 
-from soar.types import UserError
+from soar.types import UserError, parse_json
 
 TeacherReward = Literal["grounded", "shuffled", "learnability", "none"]
 TrainedArm = Literal[
@@ -396,7 +396,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     manifest = path.name == "manifest.json"
     try:
         text = path.read_text(encoding="utf-8")
-        return {**json.loads(text)["config"]} if manifest else tomllib.loads(text)
+        return {**parse_json(text)["config"]} if manifest else tomllib.loads(text)
     except (ValueError, LookupError, TypeError, RecursionError) as error:  # also of what is not UTF-8
         what = "the manifest of a run" if manifest else "a TOML file"
         hint = "" if manifest or path.suffix == ".toml" else "; a file of problems is given by --problems"

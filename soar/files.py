@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from soar.types import Interrupted
+from soar.types import Interrupted, parse_json
 
 T = TypeVar("T")
 
@@ -171,12 +171,9 @@ def read_object(path: Path) -> tuple[Row, list[str]]:
     if (why := no_file(path)) is not None:
         return {}, [f"{path.name} is {why}"]
     try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(path.read_text(encoding="utf-8", errors="surrogateescape"), dict), []
+    except (OSError, ValueError) as error:
         return {}, [f"{path.name} cannot be read: {error}"]
-    if not isinstance(value, dict):
-        return {}, [f"{path.name} holds {type(value).__name__}, expected a JSON object"]
-    return value, []
 
 
 def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
@@ -194,14 +191,10 @@ def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str
         if not line.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8", errors="surrogateescape"))
-            fault = "" if isinstance(value, dict) else f"holds {type(value).__name__}, expected a JSON object"
-        except (ValueError, RecursionError) as error:
+            rows.append(parse_json(line.decode("utf-8", errors="surrogateescape"), dict))
+        except ValueError as error:
             fault = "the last line is not complete" if number == len(lines) else f"no JSON: {error}"
-        if fault:
             notes.append(f"{name}:{number}: {fault}")
-        else:
-            rows.append(value)
     if len(notes) > MAX_NOTES_PER_FILE:
         notes = [*notes[:MAX_NOTES_PER_FILE], f"{name}: {len(notes) - MAX_NOTES_PER_FILE} more lines were left out"]
     return rows, notes

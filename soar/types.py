@@ -17,6 +17,7 @@ may stand for what it says, and in `engine` R counts rows that lie packed and N 
 Everything here is plain data without torch, so that reports and checks load fast.
 """
 
+import json
 import math
 import re
 import statistics
@@ -177,6 +178,21 @@ def columns_of(problems: Sequence[Problem], shared: Mapping[str, Any] = {}) -> d
     names = sorted({*shared, *(name for problem in problems for name in problem.extra)})
     columns = {name: [problem.extra.get(name, shared.get(name)) for problem in problems] for name in names}
     return {**columns, "question": [problem.question for problem in problems]}
+
+
+def parse_json(text: str | bytes, expected: type = object) -> Any:
+    """What JSON says. Raises ValueError where it is none, of another type, or too deep in itself to be written again."""
+
+    def too_deep(value: Any, room: int = 100) -> bool:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return room < 0 or any(too_deep(item, room - 1) for item in inner)
+
+    with suppress(RecursionError):
+        if not isinstance(value := json.loads(text), expected):
+            raise ValueError(f"it holds {type(value).__name__}, expected a JSON object")
+        if not too_deep(value):
+            return value
+    raise ValueError("lists and objects lie more than 100 deep in each other")
 
 
 def mean(values: Sequence[float]) -> float | None:

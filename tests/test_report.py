@@ -336,7 +336,7 @@ def test_damaged_files_are_named(tiny_run, tmp_path):
     run = runs.read_run(tmp_path)
     assert run.events == {"alarm": [{"event": "alarm"}]} and not run.finished
     notes = "\n".join(run.notes)
-    for words in ("manifest.json holds list", "summary.json cannot be read: ", "metrics.jsonl:3: holds list, expected"):
+    for words in ("manifest.json cannot be read: it holds list", "summary.json cannot be read: ", ":3: no JSON: it"):
         assert words in notes
     assert "metrics.jsonl:4: no JSON: " in notes and "metrics.jsonl: 2 more lines were left out" in notes
     assert Page(write_report(tmp_path).read_text(encoding="utf-8")).wrong == []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from soar.types import UserError, import_extra, said_by
+from soar.types import UserError, import_extra, parse_json, said_by
 
 MAX_FIELD = 10_000_000
 NO_ROWS = ("*.evidence.json", "state.json", "dataset_info.json", "cache-*.arrow")  # but for the first of `datasets`
@@ -100,8 +100,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, text in enumerate(_lines(path), start=1):
         if text.strip():
             try:
-                yield _row(f"{path}:{number}", json.loads(text))
-            except (ValueError, RecursionError) as error:
+                yield _row(f"{path}:{number}", parse_json(text))
+            except ValueError as error:
                 yield Row(f"{path}:{number}", {}, f"not JSON ({error})")
 
 
@@ -109,8 +109,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
     """A list of objects, an object with one such list, columns (lists of one length, or as pandas writes) or one problem."""
     text = "".join(_lines(path))
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); a file with one object a line must end in .jsonl") from error
     if isinstance(content, dict):
         columns = [[*c.values()] if isinstance(c, dict) and all(map(str.isdigit, c)) else c for c in content.values()]

@@ -27,7 +27,7 @@ from soar.config import HARMLESS, Config, ConfigError, build, difference, load, 
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, mapping, summary_of
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, RunFolderError, read_document
-from soar.types import VERSION, Interrupted, UserError
+from soar.types import VERSION, Interrupted, UserError, parse_json
 
 SCHEMA = 4
 REVIEW_FILE = "review.json"  # a promotion that waits for a person
@@ -249,9 +249,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         content = path.read_bytes() if path.is_file() else b""
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
-                if not isinstance(row := json.loads(line), dict) or not sound(row, number):
-                    raise ValueError(f"it holds {type(row).__name__}, expected an object")
-            except (ValueError, RecursionError) as error:
+                if not sound(row := parse_json(line, dict), number):
+                    raise ValueError("it does not say what came of a problem")
+            except ValueError as error:
                 where = f"{path}:{number} is damaged"
                 if name in STREAMS:
                     raise RunFolderError(f"{where}: {error}; restore the line {FROM_COPY}") from error

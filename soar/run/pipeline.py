@@ -25,7 +25,7 @@ from soar.problems.load import DataError, find_leaks, split
 from soar.report.alarms import TEXTS, alarm, lost_alarms, screen_alarms, step_alarms, step_vendi
 from soar.report.page import report_at_the_end
 from soar.report.runs import HASHES, NOW_FILE, PAUSE_FILE, TEACHER_SILENT, loop_end, number, read_arm, summary_of
-from soar.report.text import held_out
+from soar.report.text import fill, held_out
 from soar.report.watch import step_lines
 from soar.run.folder import ADVICE, REJECTED, REVIEW_FILE, RunFolder, ask_review, write_hashes
 from soar.run.interrupts import Stopped, StopRequest, limit_reached, resume_command, saved_run
@@ -116,14 +116,8 @@ class Run:
         of_all = f"{len(hard)} of {len(self.screened)}"
         rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
         if len(hard) < 4:
-            before, keys = left_out_before(found.event), "give more problems"
-            if screen.max_successes < screen.attempts:  # else every problem is hard
-                keys = "give more or harder problems, or raise screen.max_successes"
-            if before:
-                room = "lower student.sampling.max_tokens, give a model with a longer context"
-                keys += f"; for those left out: {room}, or choose another verifier than {self.env.verifier.name!r}"
-            why = f"{of_all} problems are hard ({rule}); left out before: {before or 'none'}. A run needs at least 4"
-            raise DataError(f"{why}: {keys}.")
+            about = {"screen": screen, "before": left_out_before(found.event), "verifier": self.env.verifier.name}
+            raise DataError(fill("few_hard.txt", of_all=of_all, rule=rule, **about))
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         halves = {"train": self.hard_train, "test": self.hard_test}
         hard_set = digest([[problem.id for problem in half] for half in halves.values()])
@@ -184,10 +178,7 @@ class Run:
         for line in step_lines([event for event in (*events, *alarms) if event is not held], rows, self.progress.width):
             self.progress.say(line)
         if any(event.get("kind") == "all students failed" for event in events):
-            found = f"every student of outer step {state.step - 1} produced NaN or inf, so the step has no reward"
-            advice = 'if that fails too, lower student.optimizer.lr or set model.dtype = "float32" in a new run'
-            go_on = f"{resume_command(self.folder.path)} goes on with the next step"
-            raise Interrupted(f"{found}; it is recorded and saved. {go_on}; {advice}")
+            raise Interrupted(TEXTS["diverged"].format(state.step - 1, resume_command(self.folder.path)))
 
     def _keep(self, groups: list[list[Row]], **place: Any) -> None:
         """Completions to rollouts.jsonl, in turn from each group, as fit in the share of a step or of a third of an arm."""
