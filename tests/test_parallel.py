@@ -1,5 +1,4 @@
-"""Work that is cut into pieces gives the same numbers whoever does the pieces, in whatever order they are done; and real
-worker processes of Ray that die, hang or fail."""
+"""Work in pieces gives the same numbers whoever does them, in whatever order; real workers of Ray that die, hang or fail."""
 
 import os
 import pickle

@@ -163,7 +163,7 @@ def test_the_dense_reward_is_the_mean_probability_of_the_gold_answer_behind_the_
 def test_what_the_dense_reward_is_asked_of(monkeypatch, fmt, text, gold, forced, wanted, last):
     """The text that is read, a token a character, and how many of its last tokens count. 40 fit with a prompt of 10."""
     tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: list(map(ord, text)))
-    backbone = SimpleNamespace(tokenizer=tokenizer, end_ids={ord("$")}, context=40, pad_id=0)
+    backbone = SimpleNamespace(tokenizer=tokenizer, end_id=ord("$"), context=40, pad_id=0)
     chosen = SimpleNamespace(prompts=[[1] * 10], texts=lambda backbone: [text])
     batch: Any = SimpleNamespace(problems_P_Q=[[Problem("p", "q", gold)]], reward_P_Q_N=torch.zeros(1, 1, 1))
     batch.rollouts, batch.temperature = SimpleNamespace(select=lambda rows: chosen), 1.0
@@ -265,12 +265,13 @@ def test_a_pool_keeps_scores_and_calls_solved_what_reaches_the_threshold(file):
         assert pool.check(["x"], ["1"]) == [Verdict.CRASHED]
 
 
-def test_graded_scores_and_tokens_reach_the_update(file):
+def test_graded_scores_and_tokens_reach_the_update(file, monkeypatch):
     problem, sampling = Problem("p", "47 a+8", "55"), SamplingConfig(max_tokens=6)
-    for name, source, success_at in (("half", file, 0.6), ("tokens", SHAPES, 1.0)):
+    monkeypatch.setattr("soar.run.setup.turn_end_ids", lambda tokenizer: frozenset({7}))
+    for name, source, success_at, fmt in (("half", file, 0.6, "tags"), ("tokens", SHAPES, 1.0, "tiny")):
         keys = [f"problems.verifier={source}:{name}", f"problems.success_at={success_at}", "problems.verify_workers=1"]
-        with open_env(load("tiny", [*keys, "threads=1", "model.device=cpu"])) as env:
-            assert isinstance(env, RolloutEnv)
+        with open_env(load("tiny", [*keys, f"problems.format={fmt}", "threads=1", "model.device=cpu"])) as env:
+            assert isinstance(env, RolloutEnv) and (env.backbone.end_id == 7) is (fmt == "tags")  # has turns
             batch = env.rollout(None, [[problem]], 2, [0], sampling)
         lengths = batch.rollouts.length_B.tolist()
         scores = [0.5, 0.5] if name == "half" else [length / 4 for length in lengths]

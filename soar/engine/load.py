@@ -112,10 +112,10 @@ def _try(backbone: Backbone) -> None:
         # where gradients could be taken, a layer's full weight is not kept until the end
         with torch.set_grad_enabled(config.adapter == "full"), backbone.use(AdapterStack(config.adapter, tensors)):
             if config.sampler == "vllm":
-                backbone.model(input_ids=one * min(backbone.end_ids), use_cache=False)
+                backbone.model(input_ids=one * backbone.end_id, use_cache=False)
             else:
                 cache = DynamicCache(config=backbone.model.config)
-                next_logits(backbone, one * min(backbone.end_ids), one, one - 1, cache)
+                next_logits(backbone, one * backbone.end_id, one, one - 1, cache)
     except Exception as error:
         if is_out_of_memory(error) or "CUDA error" in str(error):
             raise

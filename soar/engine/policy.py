@@ -183,8 +183,8 @@ class StackedLinear(nn.Module):
 class Backbone:
     """The frozen base model with its wrapped linear layers and its tokenizer.
 
-    layers: module name -> StackedLinear. end_ids: token ids that end a completion. context: max positions.
-    micro_batch_tokens: model.micro_batch_tokens, or what a shortage of memory left of it. fused: `load.fuse`. lanes: of
+    layers: module name -> StackedLinear. end_ids: token ids that end a completion; end_id: the usual one.
+    context: max positions. micro_batch_tokens: the config's, or what memory left of it. fused: `load.fuse`. lanes: of
     an update, `update.micro_batches`. apart: the model keeps its own attention (`attention.install`), so rows are not packed.
     """
 
@@ -201,7 +201,8 @@ class Backbone:
         self.micro_batch_tokens, self.recomputing = config.micro_batch_tokens, False
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.end_ids = _end_ids(model, tokenizer, self.vocabulary)
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.end_ids)
+        self.end_id = min(self.end_ids)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
         self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         words = len(tokenizer) - len({*tokenizer.all_special_ids})
         if words < 1 or len(tokenizer) > self.vocabulary:  # transformers makes up an empty one where there is none

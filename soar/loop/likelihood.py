@@ -72,7 +72,7 @@ def with_gold(env: RolloutEnv, prompt: Sequence[int], text: str, gold: str, forc
     # One token may hold the end of the reasoning and the beginning of the answer: it is the answer's.
     common = takewhile(lambda pair: pair[0] == pair[1], zip(encode(reasoning), ids, strict=False))
     start = sum(1 for _ in common)
-    ids += [] if behind else [min(env.backbone.end_ids)]
+    ids += [] if behind else [env.backbone.end_id]
     return (ids, len(ids) - start) if len(prompt) + len(ids) <= env.backbone.context else ([], 0)
 
 

@@ -64,7 +64,8 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
         check_fits(config, free_bytes(device), str(device))
         backbone = load_backbone(config.model)
         sampler = NativeSampler(backbone)
-    backbone.end_ids |= turn_end_ids(backbone.tokenizer) if domain.prompts.turns else frozenset()
+    if domain.prompts.turns and (turn_ends := turn_end_ids(backbone.tokenizer)):
+        backbone.end_ids, backbone.end_id = backbone.end_ids | turn_ends, min(turn_ends)
     with open_pool(domain, config.problems) as verifier:
         if config.model.sampler == "vllm":
             from soar.engine.vllm import open_vllm
