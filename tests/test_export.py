@@ -181,7 +181,7 @@ def test_exported_weights_give_our_logits(run, tmp_path, monkeypatch, policy, ki
     (tmp_path / "my model").symlink_to(resolve_path("builtin:tiny"))
     monkeypatch.chdir(tmp_path)
     change(run / "manifest.json", b'"builtin:tiny"', json.dumps(base).encode())
-    backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4").model)
+    backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4", f"model.path={base}").model)
     (run / "hashes.json").unlink()  # another adapter than the run's own
     save_adapter(backbone, random_stack(backbone, 1, size=0.02), run / export.adapter_folder(policy))
     stack = load_adapter(backbone, run / export.adapter_folder(policy))
@@ -190,8 +190,8 @@ def test_exported_weights_give_our_logits(run, tmp_path, monkeypatch, policy, ki
     with torch.no_grad():
         wanted, base = (logits_of(backbone, given, ids) for given in (stack, None))
     assert not torch.equal(wanted, base)
+    monkeypatch.chdir(run)  # from where else it is exported and loaded, base model and all
     export.export_adapter(run, tmp_path / "peft", policy)
-    monkeypatch.chdir(run)  # from where else it is loaded, base model and all
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(settings["base_model_name_or_path"])
     model = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft"))

@@ -243,6 +243,8 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
     if notes:
         raise ReportError(f"{adapter}: {notes[0]}")
     path, options = base_of(run)
+    trained_on = str(settings.get("base_model_name_or_path"))  # by the whole path where it was a folder
+    path = trained_on if os.path.isabs(trained_on) and not os.path.isdir(path) else path
     files = {ADAPTER_FILES[0]: json_bytes(finite({**settings, "base_model_name_or_path": path}), indent=2)}
     files[ADAPTER_FILES[1]] = (adapter / ADAPTER_FILES[1]).read_bytes()
     try:

@@ -270,8 +270,7 @@ class Run:
         config, before = self.config, self.env.tokens
         budget, search = config.arms.tokens, self._search_tokens(arm)
         if 0 < budget <= search:
-            why = f"its search took {search} of arms.tokens = {budget}; raise it, or lower teacher.steps"
-            raise arms.NothingLeft(why)
+            raise arms.NothingLeft(TEXTS["search"].format(search, budget))
         bound = Bound(before + (budget - search) // 2) if budget else Bound()  # so that the other half trains
         material, cut = replace(material, bound=bound), TEXTS["cut"].format(arm, budget)
         try:
@@ -421,9 +420,7 @@ def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> tu
             raise ConfigError(f"the adapter {bad[0]} holds NaN or infinity, so its attempts say nothing; leave it out")
         problems, left_out = arms.usable(env, config, loaded.problems, progress.say)
         if not problems:
-            ungradable = f"{left_out['ungradable']} with an answer that {env.verifier.name!r} cannot grade"
-            why = f"no problem can be used ({left_out['too_long']} too long, {ungradable})"
-            raise UserError(f"problems.source = {config.problems.source!r}: {why}")
+            raise UserError(TEXTS["unusable"].format(config.problems.source, env.verifier.name, **left_out))
         stack, seed = concat(list(stacks.values())), seeds.derive(config.seed, "evaluate")
         bar = progress.task("evaluation", len(problems))
         with open_parallel(config, env, progress.say) as env.parallel, bar as task:

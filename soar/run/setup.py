@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 
 from soar.backends.base import Backend, begin
-from soar.config import Config, ConfigError, explain
+from soar.config import Config, ConfigError, explain, resolve_path
 from soar.domains.world import get_world
 from soar.engine.load import choose_device, load_backbone
 from soar.engine.memory import free_bytes
@@ -99,7 +99,9 @@ def save_adapter(backbone: Backbone, stack: AdapterStack, folder: Path) -> None:
     write_tensors(folder / "adapter_model.safetensors", weights)
     rank = max(ranks.values())
     scale, pattern = (stack.scale, {}) if stack.kind == "lora" else (1.0, ranks)
-    base = {"base_model_name_or_path": backbone.config.path, "revision": backbone.config.revision}
+    path = backbone.config.path  # of a folder the whole: from elsewhere a relative one is another, or a hub id
+    path = path if path.startswith("builtin:") else resolve_path(path)
+    base = {"base_model_name_or_path": path, "revision": backbone.config.revision}
     patterns = {"rank_pattern": pattern, "alpha_pattern": {name: float(r) for name, r in pattern.items()}}
     sizes = {"r": rank, "lora_alpha": scale * rank, **patterns, "target_modules": sorted(backbone.layers)}
     fixed = {"lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True}
