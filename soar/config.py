@@ -29,6 +29,7 @@ TrainedArm = Literal[
 # Trained on the hard problems alone.
 HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
 WRITTEN_BY_TEACHER = {"base_t", "teacher_t", "variants"}  # arms whose questions a model writes first
+HINT_TRIES, VARIANT_ATTEMPTS = 8, 10  # hints for a problem; attempts that say how hard a variant is, without votes
 DENSE = ("likelihood", "forced")  # values of reward.mode that need no verifier
 TOO_EASY = 0.9  # share of the votes for one answer above which a question has nothing to teach
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).

@@ -46,10 +46,8 @@ def test_golds_that_do_not_grade_are_listed(overrides, golds, status, message, d
 
 
 def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypatch):
-    function = tmp_path / "by_level.py"
-    function.write_text(
-        "def grade(completions, level, **_):\n    return [{'easy': 1, 'none': None}.get(level[0], 0)]\n"
-    )
+    text = "def grade(completions, level, **_):\n    return [{'easy': 1, 'none': None}.get(level[0], 0)]\n"
+    (function := tmp_path / "by_level.py").write_text(text)
     assert forecast.GOLD_BATCH * tiny_config().problems.verify_timeout_s / 2 < 60, "two workers, every check too late"
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard", "none"])]
     by_level = check_golds(tiny_config(f"problems.verifier={function}:grade", "student.reward=paper"), levels)
@@ -221,9 +219,11 @@ def test_counts_by_hand():
     assert works("teacher.reward=none")["teacher learns"].trained == 0
     assert works("screen.attempts=0")["screening"].rollouts == works("screen.from_run=r")["screening"].rollouts == 0
     assert works("problems.max_hard=4")["evaluation"].rollouts == 4 * 2 * 4
-    empty = works("teacher.steps=0", 'arms.run=["base","base_t"]', "arms.steps=3")
+    own = ('arms.run=["base_t","variants","hinted"]', "arms.questions=10", "arms.hint_tokens=6")
+    empty = works("teacher.steps=0", "arms.steps=3", *own)  # before it 15 texts; 30, and 200 attempts; 80 hints
     assert empty["students train"].rollouts == empty["students measured"].rollouts == 0
-    assert empty["base_t"].rollouts == 24
+    sampled = {"base_t": 540 + 15 * 20, "variants": 540 + 30 * 20 + 200 * 15, "hinted": 720 + 80 * 3}
+    assert {arm: empty[arm][2:4] for arm in sampled} == {arm: (24, tokens) for arm, tokens in sampled.items()}
     # A budget of tokens: all of it for hard_only, for pq what the loop left of it (48 x 20 + 192 x 15 + 120 x 30).
     budget = works("arms.tokens=9000", "arms.steps=0", "arms.pq_steps=0")
     assert (budget["hard_only"].rollouts, budget["pq"].sampled) == (300, 9000 - 960 - 2880 - 3600)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from soar import seeds
-from soar.config import HARD_ARMS, ORACLE_ARMS, Config, ConfigError, resolve_path
+from soar.config import HARD_ARMS, HINT_TRIES, ORACLE_ARMS, VARIANT_ATTEMPTS, Config, ConfigError, resolve_path
 from soar.domains.candidates import arranged
 from soar.domains.world import get_world
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
@@ -29,7 +29,7 @@ from soar.types import Problem, Screening, UserError, Verdict, columns_of
 
 PROMPTS = asset("arm_prompts")
 SOLVABLE, EASIER = 0.7, (0.3, 0.7)  # rates of what is trained on: below; least and most of a variant
-HINT_TRIES, VARIANT_ROUNDS, VARIANT_TEXTS, VARIANT_ATTEMPTS = 8, 8, 4, 10
+VARIANT_ROUNDS, VARIANT_TEXTS = 8, 4
 
 
 @dataclass(frozen=True)

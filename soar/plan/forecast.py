@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from soar import seeds
-from soar.config import HARD_ARMS, WRITTEN_BY_TEACHER, Config, TrainedArm
+from soar.config import HARD_ARMS, HINT_TRIES, VARIANT_ATTEMPTS, WRITTEN_BY_TEACHER, Config, TrainedArm
 from soar.domains.candidates import HIDDEN, candidates
 from soar.files import Row, asset, clipped, scrub, visible
 from soar.loop.parallel import texts_at_once
@@ -132,20 +132,23 @@ def _written(pairs: float, votes: int, a: Mapping[str, float], least: float = 0.
 
 
 def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, loop: list[Work]) -> Work:
-    """An arm on hard problems and, unless it has those alone, on questions, mixed by number."""
+    """An arm on hard problems and, unless it has those alone, on questions, mixed by number; with what it prepares."""
     student, arms, kl = config.student, config.arms, config.student.optimizer.kl > 0
     spent = sum(work.rollouts for work in loop if work.name in (TRAIN, MEASURE))
     promoted = config.teacher.questions if arm.startswith("pq") else arms.questions
     questions = 0 if arm in HARD_ARMS else promoted
     share = questions / max(1.0, questions + hard_train)
     each = share * a["question_tokens"] + (1 - share) * a["hard_tokens"]
-    written = _written(arms.questions, config.teacher.votes, a)[1] * (arm in WRITTEN_BY_TEACHER)
+    prepared = hard_train * HINT_TRIES * arms.hint_tokens / 2 if arm == "hinted" else 0.0
+    if arm in WRITTEN_BY_TEACHER:
+        tries = config.teacher.votes or (VARIANT_ATTEMPTS if arm == "variants" else 0)
+        prepared = _written(arms.questions, tries, a)[1]
     rollouts = float(config.arm_steps(arm, spent) * config.arm_prompts * student.attempts)
     if arms.tokens:  # in all: the arms that use what the outer loop found pay for it
         left = max(0.0, arms.tokens - config.uses_search(arm) * sum(work.sampled for work in loop))
-        written = min(written, left / 2)
-        rollouts = (left - written) / each
-    return Work("arms", arm, rollouts, rollouts * each + written, rollouts * (PROMPT + each), kl)
+        prepared = min(prepared, left / 2)
+        rollouts = (left - prepared) / each
+    return Work("arms", arm, rollouts, rollouts * each + prepared, rollouts * (PROMPT + each), kl)
 
 
 class Rates(NamedTuple):
