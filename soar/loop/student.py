@@ -62,6 +62,10 @@ class Plan:
     hints: Mapping[str, str] = field(default_factory=dict)
     tokens: int = 0
 
+    def groups(self, values_Q_N: Tensor) -> Tensor:
+        """A row for each group: all attempts at the copies of a problem."""
+        return values_Q_N.reshape(-1, self.copies * values_Q_N.shape[1])
+
     def done(self, step: int, tokens: int) -> float:
         """The share of the training that is over after so many steps and tokens."""
         return max(step / len(self.batches), tokens / self.tokens if self.tokens else 0.0)
@@ -129,8 +133,7 @@ class Training:
         """Leave-one-out advantage [B] of every attempt in its group."""
         groups = []
         for plan, reward_Q_N, valid_Q_N in zip(self.plans, batch.reward_P_Q_N, batch.valid_P_Q_N, strict=True):
-            shape = (-1, plan.copies * reward_Q_N.shape[1])
-            groups.append(leave_one_out(reward_Q_N.reshape(shape), valid_Q_N.reshape(shape), normalize).reshape(-1))
+            groups.append(leave_one_out(plan.groups(reward_Q_N), plan.groups(valid_Q_N), normalize).reshape(-1))
         return torch.cat(groups)
 
     def record(self, batch: RolloutBatch, stats: UpdateStats) -> None:
@@ -140,7 +143,7 @@ class Training:
         solved_P_Q = batch.solved_P_Q_N.any(-1).tolist()
         for p, (plan, state, row) in enumerate(zip(self.plans, self.states_P, step_metrics(batch, stats), strict=True)):
             figures = (batch.solved_P_Q_N[p], batch.reward_P_Q_N[p], batch.valid_P_Q_N[p])
-            row |= group_shares(*(figure_Q_N.view(-1, plan.copies * figure_Q_N.shape[1]) for figure_Q_N in figures))
+            row |= group_shares(*map(plan.groups, figures))
             for problem, solved in zip(batch.problems_P_Q[p], solved_P_Q[p], strict=True):
                 if problem.id in plan.hints:
                     level = state.levels.get(problem.id, HINT_LEVELS)
