@@ -313,11 +313,11 @@ def train(
 
 def _paid(function: teacher.TeacherReward, question_sets: Any, *measured: Any) -> list[float | None]:
     """The user's reward of every dataset of a step. Raises ConfigError for one that is no number."""
-    paid, sets = function(question_sets, *measured), len(question_sets.problems_G_Q)
-    paid_G = list(paid) if isinstance(paid, Iterable) else []
-    whole = all(paid is None or (isinstance(paid, int | float) and math.isfinite(paid)) for paid in paid_G)
-    if not whole or len(paid_G) != sets:
-        raise ConfigError(f"teacher_reward returned {paid!r}: expected a number or None for each of {sets} datasets")
+    given, sets = function(question_sets, *measured), len(question_sets.problems_G_Q)
+    paid_G = list(given) if isinstance(given, Iterable) else []
+    usable = all(paid is None or (isinstance(paid, int | float) and math.isfinite(paid)) for paid in paid_G)
+    if not usable or len(paid_G) != sets:
+        raise ConfigError(f"teacher_reward returned {given!r}: expected a number or None for each of {sets} datasets")
     return paid_G
 
 

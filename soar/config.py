@@ -366,8 +366,9 @@ class Config(Section):
 
     def uses_search(self, arm: str) -> bool:
         """Whether an arm builds on what the outer loop of this run found, so that its total holds the search."""
-        from_here = {"ps": True, "teacher_t": not self.arms.teacher_from}
-        return not self.arms.pq_from if arm.startswith("pq") else from_here.get(arm, False)
+        if arm.startswith("pq"):
+            return not self.arms.pq_from
+        return arm == "ps" or (arm == "teacher_t" and not self.arms.teacher_from)
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, JSON-ready."""

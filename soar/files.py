@@ -2,8 +2,7 @@
 
 A reader sees the old content of a file or the new, never half of it; what is written has reached the disk before the name
 points at it, so it survives a loss of power. `scrub` takes secrets out, but for those in problem files and in a model's
-text, which are data; `visible` shows every character that could hide or reorder something.
-"""
+text, which are data; `visible` shows every character that could hide or reorder something."""
 
 import errno
 import hashlib

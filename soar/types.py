@@ -14,8 +14,7 @@ may stand for what it says, and in `engine` R counts rows that lie packed and N 
     T  token positions
     V  vocabulary
 
-Everything here is plain data without torch, so that reports and checks load fast.
-"""
+Everything here is plain data without torch, so that reports and checks load fast."""
 
 import json
 import math

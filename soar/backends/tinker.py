@@ -7,8 +7,7 @@ trained or sampled has a client; at most `backend.clients` are alive, the least 
 The RLOO step is the service's `importance_sampling` loss, exp(logprob - sampler's) * advantage summed over tokens, with the
 constant normaliser in the advantages. The gradient of k3, at the sampler's policy, is that of a token advantage exp(d) - 1,
 d = log-probability under the base model minus the policy's, so the KL term needs no loss of its own. Left out: other
-temperatures than 1, stop strings, clipping on SkyRL's server, adapters from files, workers.
-"""
+temperatures than 1, stop strings, clipping on SkyRL's server, adapters from files, workers."""
 
 import io
 import json

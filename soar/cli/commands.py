@@ -1,8 +1,7 @@
 """The commands: each reads its options, makes a config of them, and calls the rooms.
 
 Some begin something (init, check, screen, run), some look at something (watch, report, doctor, verify), some take something
-out of runs (export, eval, student, measure, study, review). First what they share.
-"""
+out of runs (export, eval, student, measure, study, review). First what they share."""
 
 import json
 import os
@@ -100,11 +99,11 @@ def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: 
     print(result_table(summary, width))
 
 
-READING = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
+HOW_READ = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
 _PUSH = "Upload it to this private Hugging Face repository."
 _ADAPTER = "Adapter folder, may be repeated; without any, the base model alone."
 _ARM = "An arm of arms.run, and what it trains on."
-FROM = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.real"}
+PATH_KEYS = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.real"}
 """Arm of --train -> the config key for what follows the colon; every pq_* as pq."""
 
 
@@ -183,7 +182,7 @@ def screen(
     if hard.exists():  # the run that uses it: the same recipe and keys, but for those that say how the file was read
         words = ["soar", "run", *([recipe] if recipe else []), *(["--model", model] if model else [])]
         for text in overrides:
-            words += [] if text.partition("=")[0].strip() in READING else ["--set", text]
+            words += [] if text.partition("=")[0].strip() in HOW_READ else ["--set", text]
         if split_source(config.problems.source)[0] == "verifiers":
             words += ["--set", f"problems.verifier={domain_of(config.problems).label}"]
         print(f"hard set: {hard}\nnext: {shlex.join([*words, '--problems', str(hard), '--out', 'runs/NAME'])}")
@@ -417,8 +416,8 @@ def student(
       soar student --train pq:runs/demo --steps 100 --out runs/again            promotion questions of a run, its config
       soar student tiny --train real:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
-    folder, own = out or emit, [value is not None for value in (train, out)]
-    if folder is None or (emit is not None and (any(own) or steps is not None)) or (emit is None and not all(own)):
+    folder, others = out or emit, (train, out, steps) if train is None else (emit,)  # which do not go with it
+    if folder is None or (train is not None and out is None) or any(value is not None for value in others):
         raise BadParameter("expected --train ARM and --out DIR, or --emit DIR (without --steps, which is of --train)")
     sets = overriding(sets, None, problems__verifier=verifier)
     if train is None:
@@ -451,7 +450,7 @@ def student_config(
     """The run that trains the student: no outer loop, the arms base and the one of --train. Without a recipe, `pq:RUN` and
     `teacher_t:RUN` take the config of that run, and its screening. Raises ConfigError."""
     arm, _, place = train.partition(":")
-    key = FROM.get("pq" if arm.startswith("pq") else arm)
+    key = PATH_KEYS.get("pq" if arm.startswith("pq") else arm)
     if bool(key) != bool(place):
         raise ConfigError(f"--train {train!r}: expected {f'{arm}:PATH' if key else arm}")
     if arm in ("base", "ps"):

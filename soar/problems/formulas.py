@@ -2,7 +2,7 @@
 
 Two formulas are compared by their values: exactly where they are rational, else to 40 digits, and with every variable at
 POINTS rational numbers that its name determines. Bounded in time (MAX_TOKENS, MAX_DEPTH, MAX_BITS), so that hostile text
-may be read in the main process. What is outside the grammar (integrals, sums, limits) raises `Unreadable`."""
+may be read in the main process. Sums and integrals are not computed; what is outside the grammar raises `Unreadable`."""
 
 import math
 import operator

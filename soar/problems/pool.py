@@ -233,9 +233,9 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
             if len(column) != len(texts):
                 raise ValueError(f"column {key!r} has {len(column)} values for {len(texts)} completions")
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        if self._grader is not None or not texts:
-            return list(map(self._grader, repeat(task), texts, rows)) if self._grader else []
-        with self._turn, ThreadPoolExecutor(min(self.workers, len(texts))) as threads:
+        if self._grader is not None:
+            return list(map(self._grader, repeat(task), texts, rows))
+        with self._turn, ThreadPoolExecutor(max(1, min(self.workers, len(texts)))) as threads:
             self._closing = False
             try:
                 return list(threads.map(self._ask, zip(repeat(task), texts, rows)))
@@ -284,7 +284,7 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
 
 
 def _values(outcomes: Sequence[Any]) -> list[Any]:
-    """The text that each function of the domain gave; None for none, and for one that failed."""
+    """What each check gave; None for one that was lost or failed, of which there is a verdict alone."""
     return [None if isinstance(value, Verdict) else value for value in outcomes]
 
 

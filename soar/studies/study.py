@@ -268,7 +268,7 @@ def _cell(cell: Cell, run: Run | None, failure: str | None) -> Row:
         "seed": cell.seed,
         "folder": f"cells/{cell.name}",
         "state": "failed" if failure and state != "finished" else state,
-        "reason": "; ".join(run.left_out) or None if run and state == "finished" else failure,
+        "reason": ("; ".join(run.left_out) or None) if run and state == "finished" else failure,
         **{key: count(summary.get(key)) for key in ("promotions", "outer_steps")},
         "wall_seconds": sum(numbers(list(wall.values()))) if isinstance(wall, dict) else None,
     }
