@@ -7,6 +7,7 @@ Conv1D layers (GPT-2), fused expert tensors, routers.
 """
 
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -83,9 +84,9 @@ class AdapterStack:
     def digest(self, policy: int = 0) -> str:
         """sha256 over one slice: equal exactly when every weight is equal bit for bit."""
         sha = hashlib.sha256()
-        for name in sorted(self.tensors):
+        for name, tensor in sorted(self.tensors.items()):
             sha.update(name.encode())
-            sha.update(self.tensors[name][policy].detach().cpu().contiguous().numpy().tobytes())
+            sha.update(tensor[policy].detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
     def apply(self, name: str, base: nn.Linear, x: Tensor) -> Tensor:
@@ -191,6 +192,7 @@ class Backbone:
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig, fused: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
         self.apart = not attention.install(model)
+        self.cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self.tokenizer, self.config, self.fused = tokenizer, config, fused
         self.device, self.dtype = model.device, model.dtype
         self._active: ContextVar[AdapterStack | None] = ContextVar("active", default=None)
@@ -288,11 +290,7 @@ class Backbone:
 
     def base_digest(self) -> str:
         """sha256 over all base weights (names and bytes)."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()
+        return AdapterStack("full", {name: x[None] for name, x in self.model.state_dict().items()}).digest()
 
 
 def _end_ids(model: Any, tokenizer: Any, vocabulary: int) -> frozenset[int]:

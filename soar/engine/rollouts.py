@@ -239,7 +239,7 @@ class Batch:
 
 def next_logits(backbone: Backbone, ids: Tensor, mask: Tensor, position: Tensor, cache: Any) -> Tensor:
     """Logits [rows, V] behind the last of these tokens; the cache takes their keys and values."""
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": position, backbone.cache_name: cache}
     return backbone.model(**given, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
