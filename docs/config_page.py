@@ -83,7 +83,7 @@ def kind(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {kind(schema['items'])}"
     if schema.get("type") == "object":
-        values = schema["additionalProperties"]
+        values = schema.get("additionalProperties")
         return f"table of {kind(values)}" if isinstance(values, dict) and values else "table"
     bounds = [f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema]
     return " ".join([WORDS[schema["type"]], ", ".join(bounds)]).strip()
