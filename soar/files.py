@@ -71,8 +71,7 @@ STORAGE_ERRNOS = IN_THE_WAY | {
 
 @contextmanager
 def storage_errors(folder: Path, advice: str) -> Iterator[None]:
-    """Within the block, an OSError that the disk is to blame for becomes an Interrupted; any other stays as it is. What was
-    there before is intact."""
+    """Within the block, an OSError that the disk is to blame for becomes an Interrupted; what was there before is intact."""
     try:
         yield
     except OSError as error:

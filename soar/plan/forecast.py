@@ -232,8 +232,7 @@ def memory_lines(config: Config) -> list[str]:
 
 
 class Finding(NamedTuple):
-    """One line of the report, and what to do. status: ok; warning: a run can work, but worse or dearer than it might;
-    unknown: there was no time to say; FAIL."""
+    """One line of the report, and what to do. status: ok; warning: it works, but worse or dearer; unknown: no time; FAIL."""
 
     name: str
     status: str
