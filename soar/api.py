@@ -25,7 +25,8 @@ from typing import Any, TypedDict, Unpack
 from soar.config import ELSEWHERE, Config, ConfigError, flat, load
 from soar.files import read_object, scrub, storage_errors
 from soar.loop import teacher
-from soar.plan.forecast import Finding, announce, can_work, check_all, summary
+from soar.plan.check import Finding, can_work, check_all, summary
+from soar.plan.forecast import announce
 from soar.problems.pool import refuse_in_worker
 from soar.report.page import Chart, Shown, arms_section, bar_chart, loop_section, pass_at_chart
 from soar.report.runs import Run, read_arm, read_run

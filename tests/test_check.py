@@ -19,8 +19,8 @@ from soar.config import load
 from soar.engine.rollouts import Request
 from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
-from soar.plan import forecast
-from soar.plan.forecast import Finding, check_golds, check_problems, student_finding, teacher_finding
+from soar.plan import check, forecast
+from soar.plan.check import Finding, check_golds, check_problems, student_finding, teacher_finding
 from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem
@@ -48,7 +48,7 @@ def test_golds_that_do_not_grade_are_listed(overrides, golds, status, message, d
 def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypatch):
     text = "def grade(completions, level, **_):\n    return [{'easy': 1, 'none': None}.get(level[0], 0)]\n"
     (function := tmp_path / "by_level.py").write_text(text)
-    assert forecast.GOLD_BATCH * tiny_config().problems.verify_timeout_s / 2 < 60, "two workers, every check too late"
+    assert check.GOLD_BATCH * tiny_config().problems.verify_timeout_s / 2 < 60, "two workers, every check too late"
     levels = [Problem(str(i), "q", "1", {"level": level}) for i, level in enumerate(["easy"] * 4 + ["hard", "none"])]
     by_level = check_golds(tiny_config(f"problems.verifier={function}:grade", "student.reward=paper"), levels)
     under = "4: wrong (a score under problems.success_at = 1.0): '1'"
@@ -56,8 +56,8 @@ def test_golds_are_checked_with_their_columns_and_for_a_while(tmp_path, monkeypa
     assert "; reward function of the shape TRL, texts; its scores count as right or wrong" in by_level.message
     marks = "boxed or behind `Answer:`; other marks need a domain (docs/bring.md)"
     assert by_level.advice.endswith(f"{marks}; where a lower score is right, lower problems.success_at")
-    monkeypatch.setattr(forecast, "GOLD_SECONDS", -1.0)
-    monkeypatch.setattr(forecast, "GOLD_BATCH", 4)
+    monkeypatch.setattr(check, "GOLD_SECONDS", -1.0)
+    monkeypatch.setattr(check, "GOLD_BATCH", 4)
     bad = [Problem(f"b{i}", "q", "ba") for i in range(2)]
     finding = check_golds(tiny_config("problems.verifier=number"), [*bad, *NUMBERS[:6]])
     assert finding.message.startswith("2 of 4 gold answers") and finding.status == "warning"
@@ -121,16 +121,16 @@ def test_the_cost_of_an_accepted_pair():
 
 
 def test_a_batch_ends_when_the_time_is_over_and_unknown_is_an_answer(monkeypatch):
-    monkeypatch.setattr(forecast, "TEACHER_SECONDS", -1.0)
-    monkeypatch.setattr(forecast, "STUDENT_SECONDS", -1.0)
+    monkeypatch.setattr(check, "TEACHER_SECONDS", -1.0)
+    monkeypatch.setattr(check, "STUDENT_SECONDS", -1.0)
     env = examiner_of([])
     env.sampler, steps = NativeSampler(env.backbone), list[int]()
     env.backbone.model.get_input_embeddings().register_forward_hook(lambda *_: steps.append(1))
     findings = [teacher_finding(env, teacher_config(), 64), student_finding(env, teacher_config(), NUMBERS)]
     assert [finding.status for finding in findings] == ["unknown"] * 2 and steps == []
-    assert forecast.can_work(findings) is None
-    assert forecast.summary(findings).startswith("unknown: too little was seen of teacher and student to say")
-    assert forecast.can_work([*findings, Finding("x", "FAIL", "y")]) is False
+    assert check.can_work(findings) is None
+    assert check.summary(findings).startswith("unknown: too little was seen of teacher and student to say")
+    assert check.can_work([*findings, Finding("x", "FAIL", "y")]) is False
 
 
 @pytest.mark.parametrize(("texts", "cause", "status", "advice"), cases("check", "reward 0"))

@@ -32,7 +32,7 @@ from soar.domains.code import CODE, MAX_TESTS, Unusable, flaw, grade, read_answe
 from soar.domains.procedural import compare, kind_of
 from soar.domains.science import compare_quantities, read_gold, read_quantity, read_unit
 from soar.loop.arms import oracle
-from soar.plan.forecast import check_problems
+from soar.plan.check import check_problems
 from soar.problems.domain import Domain, load_domain
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierError, VerifierPool

@@ -137,7 +137,7 @@ def test_secrets_by_their_form(text, shown):
 FILES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "soar").rglob("*.py"))}
 WITHOUT_TORCH = (
     "soar", "soar.cli", "soar.problems.pool", "soar.sandbox.run", "soar.domains.code", "soar.report.page",
-    "soar.report.watch", "soar.run.folder", "soar.plan.forecast", "soar.studies.study",
+    "soar.report.watch", "soar.run.folder", "soar.plan.check", "soar.studies.study",
 )  # fmt: skip
 
 

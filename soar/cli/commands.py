@@ -20,7 +20,8 @@ from typer import Argument, BadParameter, Context, Option
 from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load
 from soar.files import check_place, scrub, storage_errors, visible, write_atomic, write_json
-from soar.plan.forecast import announce, can_work, check_all, check_data, forecast, memory_lines, summary
+from soar.plan.check import can_work, check_all, check_data, summary
+from soar.plan.forecast import announce, forecast, memory_lines
 from soar.problems.domain import domain_of
 from soar.problems.pool import make_pool
 from soar.problems.sources import split_source
@@ -103,8 +104,7 @@ HOW_READ = ("problems.source", "problems.limit", "problems.question_column", "pr
 _PUSH = "Upload it to this private Hugging Face repository."
 _ADAPTER = "Adapter folder, may be repeated; without any, the base model alone."
 _ARM = "An arm of arms.run, and what it trains on."
-PATH_KEYS = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.real"}
-"""Arm of --train -> the config key for what follows the colon; every pq_* as pq."""
+PATH_KEYS = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.real"}  # --train ARM:PATH
 
 
 def run(

@@ -2,8 +2,7 @@
 
 The first Ctrl-C (or SIGTERM, which batch systems send before they kill; SIGHUP, when a terminal is closed; SIGQUIT) lets
 the step in hand finish and be saved; the second ends the process at once, which loses no more than a kill would: the last
-checkpoint stays in force. A closed terminal sends SIGHUP more than once, so that one never counts as a second.
-"""
+checkpoint stays in force. A closed terminal sends SIGHUP more than once, so that one never counts as a second."""
 
 import ctypes
 import multiprocessing

@@ -405,8 +405,7 @@ def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> tu
 
     Returns problems (source, sha256, count, ids, left_out), attempts, temperature, seed, policies (name -> pass_at and
     interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval), and the
-    problems themselves. Raises UserError when no problem can be used, ConfigError for an adapter named as the base model is.
-    """
+    problems themselves. Raises UserError when no problem can be used, ConfigError for an adapter named `base`."""
     if "base" in adapters:
         raise ConfigError("an adapter is named 'base', as the base model is: give another name, or a longer path to it")
     loaded = candidates(config)

@@ -2,8 +2,7 @@
 
 Only adapters, problems and verdicts travel. A worker that dies, loses its GPU or stands still is started again by Ray and
 does its piece again, with the same seeds and so the same result. What workers print is in Ray's logs. Left out: elastic
-growth, one model over several devices.
-"""
+growth, one model over several devices."""
 
 import os
 import platform

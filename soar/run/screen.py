@@ -2,8 +2,7 @@
 
 Attempts are made in waves over all problems: a few at each, then more. Attempt n at a problem draws from (seed, problem
 id, n) alone, so the attempts of a problem that is never solved are the same with and without early stopping. A stop is
-heard in the middle of a wave; the calls that were done are kept.
-"""
+heard in the middle of a wave; the calls that were done are kept."""
 
 import shlex
 from collections import defaultdict
