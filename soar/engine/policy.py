@@ -219,7 +219,7 @@ class Backbone:
         every, ends = targets == ("all-linear",), tuple(f".{target}" for target in targets)
         chosen = {n: m for n, m in linear.items() if m is not output_layer and (every or f".{n}".endswith(ends))}
         if not chosen:
-            linears = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            linears = sorted({name.rsplit(".", 1)[-1] for name, m in linear.items() if m is not output_layer})
             found = f"model.target_modules = {list(targets)} names no linear layer of this model"
             here = f"linear layers here: {', '.join(linears) or 'none'}"
             raise ConfigError(f"{found}, so no adapter would train; {here}")

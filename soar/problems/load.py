@@ -313,7 +313,8 @@ def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any
             counts = (row.fields["successes"], row.fields["attempts"], row.fields.get("truncated", 0))
             screenings.append(Screening(*map(int, counts)))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{row.where}: not a screened problem ({type(error).__name__}: {error})") from error
+            found = f"not a screened problem ({type(error).__name__}: {error})"
+            raise DataError(f"{row.where}: {found}; screen again, or move {where.name} away") from error
     evidence, notes = read_object(where)
     if notes and where.exists():
         raise DataError(f"{where.parent}/{notes[0]}; screen again")

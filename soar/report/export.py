@@ -51,7 +51,8 @@ def collect(run: Run, source: str = "pq", with_hard: bool = False) -> list[Row]:
     )
     if not questions:
         why = "pq.jsonl: no student was promoted; export every accepted question with --questions all"
-        raise ReportError(f"{run.path}/{why if source == 'pq' else 'questions.jsonl: no outer step is finished yet'}")
+        why = why if source == "pq" else "questions.jsonl: no question; an outer step writes some"
+        raise ReportError(f"{run.path}/{why}")
     function = ":" in str(mapping(run.config.get("problems")).get("verifier"))  # it may read any column
     told = [source_columns(row) for row in run.hard_train if function]
     rows, shared = list[Row](), shared_columns(told)

@@ -139,9 +139,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             try:  # the lock is the system's own (flock), so that of a process that died is free
                 self._lock.acquire(timeout=0.2)  # a reader that looks whether it is held holds it for an instant
             except (Timeout, NotImplementedError) as error:
-                busy = isinstance(error, Timeout)
-                why = "in use by another process; wait for it" if busy else f"on a disk without locks: {error};"
-                raise RunFolderError(f"{path} is {why} or choose another --out") from None
+                busy = f"in use by another process; wait for it{'' if resume else ' or choose another --out'}"
+                why = busy if isinstance(error, Timeout) else f"on a disk without locks: {error}; choose another --out"
+                raise RunFolderError(f"{path} is {why}") from None
             self._remember(".lock")
             about = {"name": config.name, "seed": config.seed, "command": command, "config": config.resolved()}
             try:
