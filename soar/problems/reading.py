@@ -78,15 +78,15 @@ class Relation(NamedTuple):
     right: Scalar | None = None
 
 
-class Row(NamedTuple):
+class Tuple(NamedTuple):
     """Parts in an order: brackets like `(]`, `matrix` of rows `&`, `:` for ratios and times."""
 
     kind: str
     parts: tuple[Reading, ...]
 
 
-class Pile(NamedTuple):
-    """Parts without an order. joiner: `and` or `or` where a word says it, else a comma."""
+class Bag(NamedTuple):
+    """Parts without an order, each counted once. joiner: `and` or `or` where a word says it, else a comma."""
 
     parts: tuple[Reading, ...]
     joiner: str = ","
@@ -108,7 +108,7 @@ class Words(NamedTuple):
     value: bool = False
 
 
-Reading = Scalar | Named | Relation | Row | Pile | Region | Words
+Reading = Scalar | Named | Relation | Tuple | Bag | Region | Words
 
 
 @lru_cache(maxsize=20_000)
@@ -208,10 +208,10 @@ def _read_or_keep(tokens: list[Token]) -> Reading:
 
 def _join(parts: list[Reading], joiner: str) -> Reading:
     """The parts of a list; inequalities of one variable become one region."""
-    flat = [piece for part in parts for piece in (part.parts if isinstance(part, Pile) else (part,))]
+    flat = [piece for part in parts for piece in (part.parts if isinstance(part, Bag) else (part,))]
     regions = [part for part in flat if isinstance(part, Region)]
     if not flat or len(regions) < len(flat) or len({region.name for region in regions}) > 1:
-        return Pile(tuple(flat), joiner)
+        return Bag(tuple(flat), joiner)
     made, *others = sorted(regions, key=lambda region: region.gap)
     for region in others:
         made = combine("cap" if joiner == "and" or (region.gap and joiner == ",") else "cup", made, region)
@@ -328,7 +328,7 @@ def _read_value(tokens: list[Token]) -> Reading:
     pieces, cuts = _split(tokens, lambda t: t.is_a(":") or (t.kind == "word" and t.text == "to"))
     if cuts:
         clock = any(piece and piece[0].text[0] == "0" < piece[0].text for piece in pieces[1:])
-        return Row("clock" if clock else ":", tuple(_scalar(piece) for piece in pieces))
+        return Tuple("clock" if clock else ":", tuple(_scalar(piece) for piece in pieces))
     if any(map(_is("pmod"), tokens)):
         return _congruence([], tokens)
     matrix = next((i for i, token in enumerate(tokens) if token.is_a("beginmatrix")), 0)
@@ -336,20 +336,20 @@ def _read_value(tokens: list[Token]) -> Reading:
         minus = [Token("num", "1")] * (matrix == 1 and tokens[0].is_a("-"))
         factor = _scalar([*tokens[: matrix - tokens[matrix - 1].is_a("*")], *minus])
         matrix_read = _read_value(tokens[matrix:])
-        if isinstance(matrix_read, Row) and not factor.unit:
-            unscaled = (row.parts for row in matrix_read.parts if isinstance(row, Row))
+        if isinstance(matrix_read, Tuple) and not factor.unit:
+            unscaled = (row.parts for row in matrix_read.parts if isinstance(row, Tuple))
             scaled = ((Scalar(("*", factor.node, x.node)) for x in row if isinstance(x, Scalar)) for row in unscaled)
-            return Row("matrix", tuple(Row("&", tuple(row)) for row in scaled))
+            return Tuple("matrix", tuple(Tuple("&", tuple(row)) for row in scaled))
     if len(tokens) == 1 and tokens[0].is_a("setR", "emptyset"):
-        return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Pile(())
+        return Region((), lambda x, ends: True) if tokens[0].is_a("setR") else Bag(())
     if _closes(tokens) and tokens[0].is_a("beginmatrix"):
         lines = [_split(line, _is("&"))[0] for line in _split(tokens[1:-1], _is("\n"))[0] if line]
-        rows = tuple(Row("&", tuple(map(_cell, line))) for line in lines)
+        rows = tuple(Tuple("&", tuple(map(_cell, line))) for line in lines)
         if not rows:
             raise Unreadable("an empty matrix")
         if not all(isinstance(cell, Scalar) for row in rows for cell in row.parts):
-            return Pile(rows)  # values with the conditions under which they hold
-        return rows[0].parts[0] if len(rows) == len(rows[0].parts) == 1 else Row("matrix", rows)
+            return Bag(rows)  # values with the conditions under which they hold
+        return rows[0].parts[0] if len(rows) == len(rows[0].parts) == 1 else Tuple("matrix", rows)
     if _closes(tokens) and tokens[0].is_a("(", "[", "<(", "\\{"):
         return _bracket(tokens[0].text + tokens[-1].text, tokens[1:-1])
     numbers = [i for i, t in enumerate(tokens) if t.kind == "num" and (not i or tokens[i - 1].kind == "word")][1:]
@@ -383,18 +383,18 @@ def _bracket(kind: str, inner: list[Token]) -> Reading:
         pieces = [_trim(piece) for piece in _split(inner, _joins)[0]]
         if any(piece and (piece[0].is_a("\\{") or piece[0].is_a("emptyset")) and _closes(piece) for piece in pieces):
             parts = [_read_or_keep(piece) for piece in pieces if piece]  # sets in a set stay apart from their elements
-            return Pile(tuple(Row("set", (part,)) if isinstance(part, Pile) else part for part in parts))
-        inside = _read(inner) if inner else Pile(())
-        return inside if isinstance(inside, Pile) else Pile((inside,))
+            return Bag(tuple(Tuple("set", (part,)) if isinstance(part, Bag) else part for part in parts))
+        inside = _read(inner) if inner else Bag(())
+        return inside if isinstance(inside, Bag) else Bag((inside,))
     pieces, _ = _split(inner, _is(",", ";"))
     if len(pieces) == 1:
         return _scalar(inner)
     parts = [_read_part(_trim(piece)) for piece in pieces]
-    choices = (part.parts if isinstance(part, Pile) and part.parts else (part,) for part in parts)  # `(0, \\pm 2)`
-    rows = tuple(Row(kind, row) for row in islice(product(*choices), MAX_PARTS))
-    if kind == "[]" and len(rows) == 1 and all(isinstance(row, Row) and row.kind == "[]" for row in rows[0].parts):
-        return Row("matrix", tuple(Row("&", row.parts) for row in rows[0].parts if isinstance(row, Row)))
-    return rows[0] if len(rows) == 1 else Pile(rows)
+    choices = (part.parts if isinstance(part, Bag) and part.parts else (part,) for part in parts)  # `(0, \\pm 2)`
+    rows = tuple(Tuple(kind, row) for row in islice(product(*choices), MAX_PARTS))
+    if kind == "[]" and len(rows) == 1 and all(isinstance(row, Tuple) and row.kind == "[]" for row in rows[0].parts):
+        return Tuple("matrix", tuple(Tuple("&", row.parts) for row in rows[0].parts if isinstance(row, Tuple)))
+    return rows[0] if len(rows) == 1 else Bag(rows)
 
 
 def as_region(reading: Reading) -> Region:
@@ -402,9 +402,9 @@ def as_region(reading: Reading) -> Region:
     if isinstance(reading, Region):
         return reading
     ends = tuple(part for part in getattr(reading, "parts", ()) if isinstance(part, Scalar))
-    if isinstance(reading, Pile) and len(ends) == len(reading.parts):
+    if isinstance(reading, Bag) and len(ends) == len(reading.parts):
         return Region(ends, lambda x, values: x in values)
-    if isinstance(reading, Row) and reading.kind in ("()", "[)", "(]", "[]") and len(ends) == len(reading.parts) == 2:
+    if isinstance(reading, Tuple) and reading.kind in ("()", "[)", "(]", "[]") and len(ends) == len(reading.parts) == 2:
         low, high = reading.kind[0] == "[", reading.kind[1] == "]"
         return Region(ends, lambda x, v: v[0] < x < v[1] or (low and x == v[0] <= v[1]) or (high and v[0] <= x == v[1]))
     raise Unreadable("no region")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from soar.problems.answers import LEXICON, MAX_ANSWER_CHARS, PATTERNS, normalize, read_letters, split_choice
 from soar.problems.formulas import MP, POINTS, Node, Unreadable, both, close, evaluate, nodes, real
-from soar.problems.reading import Named, Pile, Reading, Region, Relation, Row, Scalar, Unit, Words, as_region, read
+from soar.problems.reading import Bag, Named, Reading, Region, Relation, Scalar, Tuple, Unit, Words, as_region, read
 from soar.types import UserError, Verdict
 
 MAX_TEXT_WORDS = 8
@@ -34,23 +34,23 @@ def equal(a: Reading, b: Reading) -> bool:
         a, b = (x.value if isinstance(x, Named) and isinstance(x.value, Words) else x for x in (a, b))
         return isinstance(a, Words) and isinstance(b, Words) and a.text == b.text != ""
     for x, y in ((a, b), (b, a)):
-        if isinstance(x, Pile) and not isinstance(y, Pile) and len(_distinct(x.parts)) == 1:  # {3} against 3
+        if isinstance(x, Bag) and not isinstance(y, Bag) and len(_distinct(x.parts)) == 1:  # {3} against 3
             return equal(x.parts[0], y)
-        if isinstance(x, Named) and isinstance(y, Pile) and isinstance(x.value, Row) and x.name.startswith("("):
+        if isinstance(x, Named) and isinstance(y, Bag) and isinstance(x.value, Tuple) and x.name.startswith("("):
             names, parts = x.name.strip("()").split(","), x.value.parts  # (p, q) = (3, 5) against p = 3, q = 5
-            return len(names) == len(parts) and equal(Pile(tuple(map(Named, names, parts))), y)
-        if isinstance(x, Row) and x.kind == "()" and isinstance(y, Pile):
+            return len(names) == len(parts) and equal(Bag(tuple(map(Named, names, parts))), y)
+        if isinstance(x, Tuple) and x.kind == "()" and isinstance(y, Bag):
             # (3, 5) against q = 5, p = 3: the order of the alphabet, where names are told on one side only
             named = sorted((p for p in y.parts if isinstance(p, Named) and not p.arguments), key=lambda p: p.name)
             if len(named) == len(y.parts):
                 return len(x.parts) == len(named) > 1 and all(map(equal, x.parts, (p.value for p in named)))
-        if isinstance(x, Row) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
+        if isinstance(x, Tuple) and isinstance(y, Scalar) and x.kind == ":" and len(x.parts) == 2:
             over, under = x.parts  # of 12:30 pm the last has a unit: a time is no ratio
             plain = isinstance(over, Scalar) and isinstance(under, Scalar) and not (over.unit or under.unit)
             return plain and equal(Scalar(("/", over.node, under.node)), y)  # type: ignore[union-attr]
-        if isinstance(x, Row) and isinstance(y, Row) and x.kind == "matrix" and y.kind in ("()", "<()>"):
-            column = tuple(row.parts[0] for row in x.parts if isinstance(row, Row) and len(row.parts) == 1)  # a vector
-            return len(column) == len(x.parts) and equal(Row(y.kind, column), y)
+        if isinstance(x, Tuple) and isinstance(y, Tuple) and x.kind == "matrix" and y.kind in ("()", "<()>"):
+            vector = tuple(row.parts[0] for row in x.parts if isinstance(row, Tuple) and len(row.parts) == 1)
+            return len(vector) == len(x.parts) and equal(Tuple(y.kind, vector), y)
     if isinstance(a, Named) and isinstance(b, Named):
         return _equal_named(a, b)
     if isinstance(a, Relation) or isinstance(b, Relation):
@@ -59,9 +59,9 @@ def equal(a: Reading, b: Reading) -> bool:
         return equal(a.value if isinstance(a, Named) else a, b.value if isinstance(b, Named) else b)
     if isinstance(a, Scalar) and isinstance(b, Scalar):
         return _equal_scalars(a, b)
-    if isinstance(a, Pile) and isinstance(b, Pile):
-        return _equal_piles(a, b)
-    if isinstance(a, Row) and isinstance(b, Row):
+    if isinstance(a, Bag) and isinstance(b, Bag):
+        return _equal_bags(a, b)
+    if isinstance(a, Tuple) and isinstance(b, Tuple):
         kinds = {kind.replace("<(", "(").replace(")>", ")") for kind in (a.kind, b.kind)}
         return len(kinds) == 1 and len(a.parts) == len(b.parts) and all(map(equal, a.parts, b.parts))
     return _equal_regions(a, b) if isinstance(a, Region) or isinstance(b, Region) else False
@@ -147,7 +147,7 @@ def _equal_relations(a: Reading, b: Reading) -> bool:
     return bool(ratios) and positive
 
 
-def _equal_piles(a: Pile, b: Pile) -> bool:
+def _equal_bags(a: Bag, b: Bag) -> bool:
     if {a.joiner, b.joiner} == {"and", "or"} and any(isinstance(x, Region | Relation) for x in (*a.parts, *b.parts)):
         return False
     left, right = _distinct(a.parts), _distinct(b.parts)
