@@ -1,13 +1,12 @@
 """The candidate problems of a config: what it names, loaded, before anything is asked of a model."""
 
 import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.problems.domain import Domain, domain_of
-from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, evidence_path, fingerprint, load_problems
+from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, fingerprint, is_screened, load_problems
 from soar.types import Problem, said_by
 
 HIDDEN = "options in a column of their own, which students do not see"
@@ -32,9 +31,8 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
         report = LoadReport(keys.source, rows=len(problems), kept=len(problems))
     else:
         # a hard set has columns of its own, whatever those of the file were that it was made from
-        screened = evidence_path(Path(keys.source).expanduser()).is_file()
         settings = dict(keys) | {"revision": revision or keys.revision}
-        settings |= {"question_column": "question", "answer_column": "answer"} if screened else {}
+        settings |= {"question_column": "question", "answer_column": "answer"} if is_screened(keys.source) else {}
         problems, report = load_problems(**settings, seed=config.seed)
     problems = arranged(domain_of(keys), problems, report)
     lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)

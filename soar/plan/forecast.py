@@ -2,20 +2,19 @@
 
 It is told before anything is loaded. Counts of rollouts and tokens follow from the config and from what is assumed
 (printed). Time is counts over measured rates in one process (`TABLE`). Left out: loading, writing files, what promotions
-add, measurements on the way (`evaluate.every`)."""
+add and screen.early_stop saves, measurements on the way (`evaluate.every`)."""
 
 import math
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import NamedTuple, get_args
 
 from soar.config import HARD_ARMS, HINT_TRIES, VARIANT_ATTEMPTS, WRITTEN_BY_TEACHER, Config, TrainedArm
 from soar.domains.candidates import candidates
 from soar.files import asset
 from soar.loop.parallel import texts_at_once
-from soar.problems.load import evidence_path
+from soar.problems.load import is_screened
 from soar.problems.sources import split_source
 from soar.report.text import fill
 from soar.run.progress import Progress
@@ -52,7 +51,7 @@ def counted(config: Config) -> dict[str, float]:
 
 def screened_before(config: Config) -> bool:
     """Whether a run would not screen: there is evidence beside the problem file, or screening is off."""
-    return not config.screen.attempts or evidence_path(Path(config.problems.source).expanduser()).is_file()
+    return not config.screen.attempts or is_screened(config.problems.source)
 
 
 class Work(NamedTuple):

@@ -220,14 +220,14 @@ class Grader:
         if task == "read":
             written = self.read(text or "", row["truncated"])
             return {k: v for k, v in asdict(written).items() if k not in ("id", "extra", "text")}
-        answer = self.extract(text) if text is not None and task in ("check", "extract") else text
         if task == "extract":
-            return answer
+            return self.extract(text or "")
+        answer = self.extract(text or "") if task == "check" else text
         if answer is None:
             return Verdict.NO_ANSWER
         extra = {key: value for key, value in row.items() if key not in ("question", "answer")}
         problem = Problem("", str(row.get("question", "")), row["answer"], extra)
-        if task not in ("fault", "gold"):
+        if task in ("check", "compare"):
             return self.compare(answer, problem)
         settled = self.settle(problem)
         if task == "fault":

@@ -298,6 +298,12 @@ def evidence_path(path: Path) -> Path:
     return path.parent / f"{path.name}.evidence.json"
 
 
+def is_screened(source: str) -> bool:
+    """Whether a source is a hard set: a file with its evidence beside it."""
+    path = Path(source).expanduser()
+    return path.is_file() and evidence_path(path).is_file()
+
+
 def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any]]:
     """(problems, screenings, evidence) of a file that `write_hard` wrote; empty evidence where its file is missing.
 
