@@ -1,7 +1,4 @@
-"""The commands: each reads its options, makes a config of them, and calls the rooms.
-
-Some begin something (init, check, screen, run), some look at something (watch, report, doctor, verify), some take something
-out of runs (export, eval, student, measure, study, review). First what they share."""
+"""The commands: each reads its options, makes a config of them, and calls the rooms. First what they share."""
 
 import json
 import os

@@ -142,10 +142,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             where, start = f"{path}:{start}", reader.line_num + 1
             if not columns or not values:  # the header; blank lines, which have a number all the same
                 columns = columns or values
+                if twice := next((name for name in values if name and values.count(name) > 1), ""):
+                    raise DataError(f"{where}: the header has the column {twice!r} twice; rename or delete one")
             elif len(values) != len(columns):
-                yield Row(
-                    where, {}, f"another number of fields than the {len(columns)} of the header (unquoted comma?)"
-                )
+                yield Row(where, {}, f"more or fewer fields than the {len(columns)} of the header (unquoted comma?)")
             else:
                 yield Row(where, dict(zip(columns, values, strict=True)))
     except csv.Error as error:
