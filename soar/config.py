@@ -340,6 +340,8 @@ class Config(Section):
             f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out": oracle,
             f"teacher.votes = {votes}, teacher.agreement = {least:g}: no number of {votes} votes is that share or more and "
             f"at most {TOO_EASY}, above which a question is too easy; raise teacher.votes or lower teacher.agreement": window,
+            f"student.steps = {self.student.steps}: at most student.max_steps = {self.student.max_steps} would be made; "
+            "lower the one or raise the other": self.student.steps <= self.student.max_steps,
         }.items():
             if not fits:
                 raise ValueError(message)
