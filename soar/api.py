@@ -127,7 +127,7 @@ class Trained(Shown):
 
 
 def keep(place: Path, name: str, write: Callable[[Path], object], undo: ExitStack) -> Path:
-    """Have `place`.NAME written, a file or a folder; `undo` removes what is new. Raises ConfigError where it is another."""
+    """Write `place`.NAME, a file or a folder; `undo` removes a new one. Raises ConfigError if a run began with another."""
     path = place.with_name(f"{place.name}.{name}")
     begun = path.exists() and (place / "manifest.json").is_file()
     for new in (new for new in reversed([path, *path.parents]) if not (new.exists() or new.is_symlink())):

@@ -191,7 +191,8 @@ def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str
         try:
             rows.append(parse_json(line.decode("utf-8", errors="surrogateescape"), dict))
         except ValueError as error:
-            fault = "the last line is not complete" if number == len(lines) else f"no JSON: {error}"
+            half = number == len(lines) and isinstance(error, json.JSONDecodeError)
+            fault = "the last line is not complete" if half else f"no JSON: {error}"
             notes.append(f"{name}:{number}: {fault}")
     if len(notes) > MAX_NOTES_PER_FILE:
         notes = [*notes[:MAX_NOTES_PER_FILE], f"{name}: {len(notes) - MAX_NOTES_PER_FILE} more lines were left out"]

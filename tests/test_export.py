@@ -173,12 +173,12 @@ def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     assert hostile.verifier in [c for c in tree.co_consts if isinstance(c, str)]
 
 
-@pytest.mark.parametrize(("policy", "kind", "base"), [("student", "full", "builtin:tiny"), ("pq", "lora", "my model")])
+@pytest.mark.parametrize(("policy", "kind", "base"), [("student", "full", "builtin:tiny"), ("pq", "lora", "hard")])
 def test_exported_weights_give_our_logits(run, tmp_path, monkeypatch, policy, kind, base):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (tmp_path / "my model").symlink_to(resolve_path("builtin:tiny"))
+    (tmp_path / "hard").symlink_to(resolve_path("builtin:tiny"))
     monkeypatch.chdir(tmp_path)
     change(run / "manifest.json", b'"builtin:tiny"', json.dumps(base).encode())
     backbone = load_backbone(tiny_config(f"model.adapter={kind}", "model.lora_rank=4", f"model.path={base}").model)
@@ -190,7 +190,7 @@ def test_exported_weights_give_our_logits(run, tmp_path, monkeypatch, policy, ki
     with torch.no_grad():
         wanted, base = (logits_of(backbone, given, ids) for given in (stack, None))
     assert not torch.equal(wanted, base)
-    monkeypatch.chdir(run)  # from where else it is exported and loaded, base model and all
+    monkeypatch.chdir(run)  # exported and loaded from elsewhere, where another folder has the base model's name
     export.export_adapter(run, tmp_path / "peft", policy)
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     base = AutoModelForCausalLM.from_pretrained(settings["base_model_name_or_path"])

@@ -1,6 +1,6 @@
 """The seam between the loop and what computes: soar.engine for a plain `Backbone`, else a `Backend`.
 
-The loop never looks into the tensors of an `AdapterStack`: a `Backend`'s say where its weights are. A `Sampler` draws."""
+The loop never looks into an `AdapterStack`: a `Backend`'s tensors say where its weights are. A `Sampler` completes."""
 
 from typing import Any, Protocol, runtime_checkable
 

@@ -37,7 +37,7 @@ def grade_file(
     source: str, pool: VerifierPool, asked: dict[str, str | None], golds: bool = False, most: int = 10
 ) -> Grades:
     """Grade every row of a JSONL, JSON, CSV or parquet file. asked: names of the columns `completion`, `gold`, `label`,
-    None for the usual. golds: every gold answer against itself. most: rows listed. Raises DataError, VerifierError."""
+    None for the usual. golds: each against itself. most: rows listed. Raises DataError with file and line, VerifierError."""
     rows, grades, report = file_rows(source), None, LoadReport(source)
     while block := list(islice(rows, BLOCK)):
         grades = grades or Grades(_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)

@@ -46,7 +46,7 @@ class Request:
         return Request(prompts_P_Q, self.attempts, seed_P_Q, self.sampling)
 
     def check(self, stack: AdapterStack | None, context: int) -> int:
-        """Tokens of the longest row. Raises ValueError for unequally many prompts a policy, or one without room."""
+        """Tokens of the longest row. Raises ValueError if policies differ in prompts, or one leaves the context no room."""
         policies = len(self.prompts_P_Q) if stack is None else stack.policies
         if len({len(prompts) for prompts in self.prompts_P_Q}) != 1 or policies != len(self.prompts_P_Q):
             raise ValueError("give every policy of the stack the same number of prompts")

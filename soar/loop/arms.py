@@ -120,7 +120,7 @@ def write_hints(env: RolloutEnv, config: Config, material: Material) -> dict[str
     """Id of a hard training problem -> hint, made once by the base model from question and gold answer.
 
     The first of HINT_TRIES texts that ended and does not hold the answer; where all do, the first with it masked; none where
-    hint and answer do not fit, NothingLeft where none do. A prompt without turns is continued: with the model's own working.
+    hint and answer do not fit, NothingLeft where none do. A prompt without turns is continued: its hint begins a working.
     """
     turns, problems = env.fmt.turns, material.hard_train
     fmt = replace(env.fmt, student_template=PROMPTS["hint"]) if turns else env.fmt

@@ -216,7 +216,7 @@ def count_correct(
 ) -> np.ndarray:
     """Correct attempts, truncated attempts, generated tokens [3, P, H] of every slice (P = 1 for the base model).
 
-    evaluate.attempts attempts at evaluate.temperature, for all at the same seeds. done(how many problems): after each block.
+    evaluate.attempts at evaluate.temperature, the same problems and seeds for every slice. done(problems counted just now).
     """
     blocks = [(problems[first : first + BLOCK],) for first in range(0, len(problems), BLOCK)]
     counts: list[np.ndarray] = []

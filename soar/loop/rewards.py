@@ -21,7 +21,7 @@ Rewards = list[float | None]  # None where nothing could be measured
 def grounded(gains_G: list[list[float]]) -> tuple[Rewards, Rewards]:
     """(reward_G, standard_error_G): the grounded reward of each dataset, and its error over the repeats.
 
-    gains_G: pass rates of its valid students minus the baseline's. None of no gain, and for the error of fewer than two.
+    gains_G: pass rates of its valid students minus the baseline's. None where there are none, errors also where there is one.
     """
     return list(map(mean, gains_G)), list(map(standard_error, gains_G))
 

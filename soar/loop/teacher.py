@@ -61,7 +61,7 @@ class LoopState:
 class Measurement:
     """One step's students on the reward questions.
 
-    reward_G, error_G: see `rewards.grounded`. baseline: its pass rate. trials: by (dataset, repeat). kept: some attempts.
+    reward_G, error_G: see `rewards.grounded`. baseline: its pass rate. trials: by dataset, then repeat. kept: some attempts.
     """
 
     reward_G: Rewards

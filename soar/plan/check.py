@@ -36,7 +36,7 @@ HINTS = asset("hints")  # why a teacher text is no problem -> what to do
 
 
 class Finding(NamedTuple):
-    """One line of the report, and what to do. status: ok; warning: it works, but worse or dearer; unknown: no time; FAIL."""
+    """A line of the report, and what to do. status: ok; warning: worse or dearer than it might be; unknown: no time; FAIL."""
 
     name: str
     status: str

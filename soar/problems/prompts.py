@@ -58,7 +58,7 @@ class PromptFormat:
 def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **words: str) -> PromptFormat:
     """A format for instruction-tuned models: question tags and boxes.
 
-    teacher: what is asked for, with the last blank. words: `question`, `answer`, `noun` and `end` of the texts."""
+    teacher: what is asked for, with the last blank. words: `question`, `answer` and `noun` of the form, students' `end`."""
     words = {**WORDS["form_words"], **words}
     form, student = (WORDS[key].format(**words) for key in ("form", "student"))
     return PromptFormat(name, "boxed", teacher + form, student, default_subject=subject, text_answers=text_answers)

@@ -132,10 +132,9 @@ def _json_rows(path: Path) -> Iterator[Row]:
 def _csv_rows(path: Path) -> Iterator[Row]:
     """The delimiter is the one of comma, semicolon and tab that the header has most of."""
     csv.field_size_limit(MAX_FIELD)
-    lines = _lines(path)
-    header = next(lines, "")
+    header = next(filter(str.strip, _lines(path)), "")  # behind blank lines
     comma = max(",;\t", key=header.count)
-    reader = csv.reader(chain([header], lines), delimiter=comma, skipinitialspace=True, strict=True)
+    reader = csv.reader(_lines(path), delimiter=comma, skipinitialspace=True, strict=True)
     columns, start = list[str](), 1  # line where a row begins
     try:
         for values in reader:

@@ -245,7 +245,7 @@ def export_adapter(run_dir: Path, out: Path, policy: str = "student") -> list[Pa
         raise ReportError(f"{adapter}: {notes[0]}")
     path, options = base_of(run)
     trained_on = str(settings.get("base_model_name_or_path"))  # by the whole path where it was a folder
-    path = trained_on if os.path.isabs(trained_on) and not os.path.isdir(path) else path
+    path = trained_on if os.path.isabs(trained_on) and (os.path.isdir(trained_on) or not os.path.isdir(path)) else path
     files = {ADAPTER_FILES[0]: json_bytes(finite({**settings, "base_model_name_or_path": path}), indent=2)}
     files[ADAPTER_FILES[1]] = (adapter / ADAPTER_FILES[1]).read_bytes()
     try:

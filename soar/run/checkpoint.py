@@ -1,7 +1,7 @@
 """Checkpoints in a folder of their own, the last two kept.
 
 Every file is on disk before the temporary folder gets its number, and that rename puts the checkpoint in force; so a crash
-at any moment leaves a whole one. Checksums are verified on loading; the one before is a spare. JSON and safetensors alone.
+at any moment leaves a whole one. Checksums are verified; the one before is used if the newest is damaged. Nothing pickled.
 """
 
 from __future__ import annotations

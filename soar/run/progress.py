@@ -33,7 +33,7 @@ class SteadyConsole(Console):
 
 class Progress:
     """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off. plan:
-    tasks of a whole run in order -> expected seconds, right in proportion alone. file: notes where the run is."""
+    tasks of a whole run in order -> expected seconds, right in proportion alone. file: where it notes how far the run is."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)

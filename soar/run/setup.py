@@ -49,7 +49,7 @@ def choose_threads(backbone: Backbone, threads: int) -> int:
 
 @contextmanager
 def open_env(config: Config) -> Iterator[RolloutEnv]:
-    """Backbone, sampler, prompts and verifier pool of a config, closed at the end. Raises ConfigError, before long work."""
+    """Backbone, sampler, prompts and verifiers, closed at the end. Raises ConfigError; too large a model is not loaded."""
     if __doc__ is None:
         raise ConfigError("transformers reads docstrings, which python -OO (PYTHONOPTIMIZE=2) takes away: leave it out")
     domain = domain_of(config.problems)  # before the model, which takes minutes

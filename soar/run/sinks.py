@@ -1,7 +1,7 @@
 """The run's numbers sent on to TensorBoard, Weights & Biases or trackio; `metrics.jsonl` stays the truth. A sink gets what
 was just appended: the events of `metrics.jsonl` as flat numbers, the rows of `rollouts.jsonl` as a table. Names are those
 of TRL where they mean the same (`reward`, `reward_std`, `kl`, `completions/mean_length`, `frac_reward_zero_std` ...), under
-the policy: `teacher/`, `student/`, `hard_only/`, `pq/`, `eval/`. A sink that fails is named and left out; no run stops."""
+the policy: `teacher/`, `student/`, `hard_only/`, `pq/`, `eval/`. A sink that fails is left out; it never stops a run."""
 
 import importlib.util
 import json
