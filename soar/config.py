@@ -59,7 +59,7 @@ class Section(BaseModel):
     def read(cls, data: Any, where: str) -> Self:
         """The section that the data say. Raises ConfigError with a line for each key that is wrong."""
         try:
-            return cls.model_validate(data, context={"begun": "manifest.json" in where})
+            return cls.model_validate(data)
         except ValidationError as error:
             known = [*(flat(Config().resolved()) if cls is Config else ()), *cls.model_fields]
             parts = {item["loc"][:-1] for item in error.errors()}  # of a list, what is wrong with its items says more
@@ -176,7 +176,7 @@ class StudentConfig(Section):
     repeats: int = Field(4, ge=1)  # r, students trained on each set: more make its reward less noisy
     steps: int = Field(10, ge=1)  # RLOO steps of one inner loop
     extra_steps_per_promotion: int = Field(5, ge=0)  # added to `steps` after each promotion
-    max_steps: int = Field(20, ge=1)  # limit of `steps` with what promotions added
+    max_steps: int = Field(20, ge=1)  # up to which promotions add to `steps`
     prompts_per_step: int = Field(8, ge=1)  # questions in one RLOO step
     attempts: int = Field(32, ge=2)  # at each question in a training step: the group of RLOO
     sampling: SamplingConfig = SamplingConfig(max_tokens=1024)
@@ -316,9 +316,9 @@ class Config(Section):
     backend: BackendConfig = BackendConfig()
 
     @model_validator(mode="after")
-    def _consistent(self, info: ValidationInfo) -> Self:
-        """What single keys cannot say: the first pair that does not fit is refused; what was begun may lack the last."""
-        problems, ks, begun = self.problems, self.evaluate.ks, (info.context or {}).get("begun")
+    def _consistent(self) -> Self:
+        """What single keys cannot say: the first pair that does not go together is refused."""
+        problems, ks = self.problems, self.evaluate.ks
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
         plain_name = self.name not in ("", ".", "..") and self.name.isprintable() and not set(self.name) & set("/\\")
         budget = not trained or self.teacher.steps or self.arms.steps or self.arms.tokens
@@ -340,8 +340,6 @@ class Config(Section):
             f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out": oracle,
             f"teacher.votes = {votes}, teacher.agreement = {least:g}: no number of {votes} votes is that share or more and "
             f"at most {TOO_EASY}, above which a question is too easy; raise teacher.votes or lower teacher.agreement": window,
-            f"student.steps = {self.student.steps}: at most student.max_steps = {self.student.max_steps} would be made; "
-            "lower the one or raise the other": begun or self.student.steps <= self.student.max_steps,
         }.items():
             if not fits:
                 raise ValueError(message)

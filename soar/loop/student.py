@@ -196,8 +196,8 @@ def at_rate(config: StudentConfig, lr: float) -> StudentConfig:
 
 
 def inner_steps(config: StudentConfig, promotions: int) -> int:
-    """RLOO steps of an inner loop: more after the baseline has moved, at most max_steps."""
-    return min(config.max_steps, config.steps + config.extra_steps_per_promotion * promotions)
+    """RLOO steps of an inner loop: `steps`, and more after the baseline has moved, up to max_steps."""
+    return max(config.steps, min(config.max_steps, config.steps + config.extra_steps_per_promotion * promotions))
 
 
 def step_metrics(batch: RolloutBatch, stats: UpdateStats) -> list[Metrics]:

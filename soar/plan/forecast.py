@@ -74,7 +74,7 @@ def workload(config: Config, a: Mapping[str, float]) -> list[Work]:
     wanted, students = teacher.datasets * teacher.questions, teacher.datasets * student.repeats
     pairs = teacher.steps * wanted
     written = _written(pairs, teacher.votes, a, teacher.steps * texts_at_once(wanted, wanted))
-    inner = teacher.steps * min(student.max_steps, student.steps)
+    inner = teacher.steps * student.steps
     sampled = float(students * inner * student.prompts_per_step * student.attempts)
     asked, greedy = min(reward.questions, hard - held_out), reward.mode == "greedy"
     each, once = (1, 1) if greedy else (reward.attempts, reward.baseline_attempts)
