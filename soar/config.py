@@ -90,7 +90,7 @@ class ModelConfig(Section):
     @classmethod
     def _gguf(cls, data: Any) -> Any:
         """A path that is a GGUF file, or a folder with one and no config.json, says what gguf_file is."""
-        path = Path(str(data.get("path", ""))).expanduser() if isinstance(data, dict) else Path()
+        path = Path(os.path.expanduser(str(data.get("path", "")))) if isinstance(data, dict) else Path()
         if path.suffix == ".gguf":
             return {**data, "path": str(path.parent), "gguf_file": path.name}
         files = list(path.glob("*.gguf")) if path != Path() and not (path / "config.json").is_file() else []

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -300,7 +301,7 @@ def evidence_path(path: Path) -> Path:
 
 def is_screened(source: str) -> bool:
     """Whether a source is a hard set: a file with its evidence beside it."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.is_file() and evidence_path(path).is_file()
 
 

@@ -6,6 +6,7 @@ What needs more than one completion, or a machine to run things on, is refused b
 import csv
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -56,7 +57,7 @@ def split_source(source: str, origin: str = "problems.source") -> tuple[str, str
 
 def file_rows(source: str) -> Iterator[Row]:
     """Rows of a local file, by its ending, or of all such files in a folder. Raises DataError for what cannot be read."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     folder = path.is_dir()
     if (path / "dataset_dict.json").is_file():
         splits = sorted(file.parent.name for file in path.glob("*/state.json"))

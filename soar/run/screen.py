@@ -4,6 +4,7 @@ Attempts are made in waves over all problems: a few at each, then more. Attempt 
 id, n) alone, so the attempts of a problem that is never solved are the same with and without early stopping. A stop is
 heard in the middle of a wave; the calls that were done are kept."""
 
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -300,7 +301,7 @@ def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, 
     """(counts by id, evidence, its file) of the screening that lies beside the problem file; None where there is none.
     Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`)."""
     kind, name = split_source(config.problems.source)
-    file = Path(name).expanduser()
+    file = Path(os.path.expanduser(name))
     if kind != "file" or not (where := evidence_path(file)).is_file():
         return None
     problems, screenings, evidence = read_hard(file)
