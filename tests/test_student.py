@@ -137,10 +137,8 @@ def test_shuffled_passes(count, seed, steps, per_step):
 
 
 def test_steps_grow_with_promotions_up_to_the_limit():
-    config = StudentConfig(steps=10, extra_steps_per_promotion=5, max_steps=20)
-    assert [inner_steps(config, n) for n in range(4)] == [10, 15, 20, 20] and inner_steps(
-        StudentConfig(steps=30), 1
-    ) == 30
+    configs = [StudentConfig(steps=steps, extra_steps_per_promotion=5, max_steps=20) for steps in (10, 30)]
+    assert [[inner_steps(config, n) for n in range(4)] for config in configs] == [[10, 15, 20, 20], [30, 30, 30, 30]]
     free, fixed = tiny_backbone(), tiny_backbone(chunk=3)
 
     def chunk(backbone: Any, policies: int, threads: int, workers: int = 0) -> int:
