@@ -68,9 +68,9 @@ def file_rows(source: str) -> Iterator[Row]:
         kind = "a folder without files that end in" if folder else f"unknown ending {path.suffix!r}; expected one of"
         raise DataError(f"{path}: {kind} {', '.join(READERS)}")
     try:
-        with files[0].open("rb") as stream:
-            if not stream.read(1):
-                raise DataError(f"{files[0]}: the file is empty")
+        if not files[0].stat().st_size:
+            raise DataError(f"{files[0]}: the file is empty, or no file but a pipe, which would be waited for")
+        files[0].open("rb").close()
     except OSError as error:
         reason = f"no such file (from {Path.cwd()})" if isinstance(error, FileNotFoundError) else error.strerror
         raise DataError(f"{path}: cannot be read: {reason}") from error
