@@ -335,7 +335,6 @@ def content(run: Run) -> dict[str, Any]:
     command = run.manifest.get("command")
     return {
         "run": run,
-        "folder": shlex.quote(str(run.path)),
         "arms": arms_section(run),
         "outer": (outer := loop_section(run)),
         "written": written_section(run, outer["rows"]),

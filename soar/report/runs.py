@@ -6,6 +6,8 @@ A reader never fails on what it finds: a missing file, half a last line or a val
 
 import fcntl
 import os
+import re
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -86,6 +88,12 @@ class Run:
         if self.finished or (not self.events and (self.path / "screen.json").is_file()):  # a screening's last but one
             return "finished"
         return "paused" if self.paused else "at work" if self.held else "stopped"
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with it, by its own path; of paused.json, which may be a stranger's, the number of tokens alone."""
+        more = "".join(re.findall(r" --max-tokens \d{1,15}\Z", str(self.paused.get("resume"))))
+        return f"soar run --out {shlex.quote(str(self.path))} --resume{more}"
 
     @property
     def steps(self) -> list[Row]:

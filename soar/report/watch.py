@@ -5,7 +5,6 @@ model or a foreign folder says stays as it is until `terminal_text`.
 """
 
 import secrets
-import shlex
 import threading
 import time
 from collections import Counter
@@ -54,7 +53,7 @@ def step_lines(events: Sequence[Row], rows: Sequence[Row] = (), width: int = 118
 
 def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
     """The view as (text, style), top to bottom. age: seconds since metrics.jsonl was written, 0: not shown."""
-    shown: dict[str, Any] = {"folder": shlex.quote(str(run.path))}
+    shown = dict[str, Any]()
     if run.steps:
         step = run.steps[-1]["step"]
         events = [run.steps[-1], *(event for event in run.promotions if event["step"] == step)]

@@ -139,8 +139,7 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
 
 def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
     """The command that continues the run in a folder; past limits.max_tokens with as many tokens again."""
-    most = limits.max_tokens if limits else 0
-    more = f" --max-tokens {tokens + most}" if 0 < most <= tokens else ""
+    more = f" --max-tokens {tokens + limits.max_tokens}" if limits and 0 < limits.max_tokens <= tokens else ""
     return f"soar run --out {shlex.quote(str(folder))} --resume{trust_word(folder)}{more}"
 
 
