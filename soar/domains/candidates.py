@@ -6,7 +6,7 @@ from typing import NamedTuple
 from soar.config import Config, ConfigError
 from soar.domains.world import get_world
 from soar.problems.domain import Domain, domain_of
-from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, fingerprint, is_screened, load_problems
+from soar.problems.load import COLUMNS, DataError, Dropped, LoadReport, fingerprint, hard_file, load_problems
 from soar.types import Problem, said_by
 
 HIDDEN = "options in a column of their own, which students do not see"
@@ -32,7 +32,7 @@ def candidates(config: Config, revision: str | None = None) -> Candidates:
     else:
         # a hard set has columns of its own, whatever those of the file were that it was made from
         settings = dict(keys) | {"revision": revision or keys.revision}
-        settings |= {"question_column": "question", "answer_column": "answer"} if is_screened(keys.source) else {}
+        settings |= {"question_column": "question", "answer_column": "answer"} if hard_file(keys.source) else {}
         problems, report = load_problems(**settings, seed=config.seed)
     problems = arranged(domain_of(keys), problems, report)
     lines = "\n".join(f"{p.id}\t{p.question}\t{p.answer}" for p in problems)

@@ -14,7 +14,7 @@ from soar.config import HARD_ARMS, HINT_TRIES, VARIANT_ATTEMPTS, WRITTEN_BY_TEAC
 from soar.domains.candidates import candidates
 from soar.files import asset
 from soar.loop.parallel import texts_at_once
-from soar.problems.load import is_screened
+from soar.problems.load import hard_file
 from soar.problems.sources import split_source
 from soar.report.text import fill
 from soar.run.progress import Progress
@@ -51,7 +51,7 @@ def counted(config: Config) -> dict[str, float]:
 
 def screened_before(config: Config) -> bool:
     """Whether a run would not screen: there is evidence beside the problem file, or screening is off."""
-    return not config.screen.attempts or is_screened(config.problems.source)
+    return not config.screen.attempts or hard_file(config.problems.source) is not None
 
 
 class Work(NamedTuple):

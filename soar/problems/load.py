@@ -299,10 +299,10 @@ def evidence_path(path: Path) -> Path:
     return path.parent / f"{path.name}.evidence.json"
 
 
-def is_screened(source: str) -> bool:
-    """Whether a source is a hard set: a file with its evidence beside it."""
+def hard_file(source: str) -> Path | None:
+    """The file of a source that is a hard set, with its evidence beside it; else None."""
     path = Path(os.path.expanduser(source))
-    return path.is_file() and evidence_path(path).is_file()
+    return path if path.is_file() and evidence_path(path).is_file() else None
 
 
 def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any]]:

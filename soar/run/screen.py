@@ -4,7 +4,6 @@ Attempts are made in waves over all problems: a few at each, then more. Attempt 
 id, n) alone, so the attempts of a problem that is never solved are the same with and without early stopping. A stop is
 heard in the middle of a wave; the calls that were done are kept."""
 
-import os
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from soar.loop.arms import usable
 from soar.loop.evaluate import rate_of_unsolved
 from soar.loop.parallel import Tick, map_tasks, no_tick
 from soar.loop.rollout import RolloutEnv
-from soar.problems.load import check_evidence, evidence_path, read_hard, split_source, write_hard
+from soar.problems.load import check_evidence, evidence_path, hard_file, read_hard, write_hard
 from soar.problems.verify import gold_kind
 from soar.report.runs import mapping
 from soar.report.text import fill
@@ -300,11 +299,9 @@ def find_hard(
 def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, Path] | None:
     """(counts by id, evidence, its file) of the screening that lies beside the problem file; None where there is none.
     Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`)."""
-    kind, name = split_source(config.problems.source)
-    file = Path(os.path.expanduser(name))
-    if kind != "file" or not (where := evidence_path(file)).is_file():
+    if (file := hard_file(config.problems.source)) is None:
         return None
-    problems, screenings, evidence = read_hard(file)
+    where, (problems, screenings, evidence) = evidence_path(file), read_hard(file)
     advice = "set this run's keys to the values of the evidence; without the evidence file the run screens by itself"
     asked = {key: wanted[key] for key in wanted if key not in FREE_OF_HARD}
     check_evidence(evidence, asked, str(where), f" with `soar screen`, or {advice}")
