@@ -413,7 +413,7 @@ def student(
       soar student --train pq:runs/demo --steps 100 --out runs/again            promotion questions of a run, its config
       soar student tiny --train real:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
-    folder, others = out or emit, (train, out, steps) if train is None else (emit,)  # which do not go with it
+    folder, others = out or emit, (out, steps) if train is None else (emit,)  # which do not go with it
     if folder is None or (train is not None and out is None) or any(value is not None for value in others):
         raise BadParameter("expected --train ARM and --out DIR, or --emit DIR (without --steps, which is of --train)")
     sets = overriding(sets, None, problems__verifier=verifier)

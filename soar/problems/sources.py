@@ -70,7 +70,7 @@ def file_rows(source: str) -> Iterator[Row]:
     try:
         if not files[0].stat().st_size:
             raise DataError(f"{files[0]}: the file is empty, or no file but a pipe, which would be waited for")
-        files[0].open("rb").close()
+        files[0].open("rb").close()  # may it be read?
     except OSError as error:
         reason = f"no such file (from {Path.cwd()})" if isinstance(error, FileNotFoundError) else error.strerror
         raise DataError(f"{path}: cannot be read: {reason}") from error

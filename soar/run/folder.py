@@ -151,11 +151,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 self._lock.release()
                 raise
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """A folder that was made here goes again where nothing was worked out: what was asked for was refused."""
-        refused = isinstance(error[1], UserError | ImportError) and not isinstance(
-            error[1], Interrupted | RunFolderError
-        )
+        refused = isinstance(error, UserError | ImportError) and not isinstance(error, Interrupted | RunFolderError)
         with suppress(OSError):  # somebody else uses it, or took it away
             if refused and self._made and all(map(NOBODYS.fullmatch, os.listdir(self.path))):
                 shutil.rmtree(self.path)
