@@ -314,16 +314,15 @@ def test_what_the_teacher_wrote_and_what_changed():
         {"step": step, "dataset": k, "question": f"q{step}{k}{i}", "answer": "1", "reward": k / 10, "topic": topic}
         for step, topics in ((0, "aabb"), (1, "abbb")) for k in (0, 1) for i, topic in enumerate(topics)
     ]  # fmt: skip
-    none = dict.fromkeys(("vendi", "well_posed", "correct"))
-    steps = [{**none, "step": step, "distinct_share": share} for step, share in ((0, 1.0), (1, 0.5))]
-    written = report.written_section(runs.Run(Path("x"), questions=rows), steps)
+    steps = [{"step": step, "distinct_share": share} for step, share in ((0, 1.0), (1, 0.5))]
+    run = runs.Run(Path("x"), questions=rows, events={"outer_step": steps})
     assert [(step, [(name, reward, [q["question"] for q in some]) for name, reward, some in ends]) for step, ends in
-            written["examples"]] == [
+            report.written_section(run)] == [
         (0, [("best", 0.1, ["q010", "q011", "q012"]), ("worst", 0.0, ["q000", "q001", "q002"])]),
         (1, [("best", 0.1, ["q110", "q111", "q112"]), ("worst", 0.0, ["q100", "q101", "q102"])]),
     ]  # fmt: skip
     assert [name for name, *_ in wording.extremes([{**row, "reward": 0.1} for row in rows])] == ["alike"]
-    changed = written["changes"].replace("\u00a0", " ")
+    changed = report.loop_section(run)["changes"].replace("\u00a0", " ")
     assert changed == "From step 0 to step 1: different from each other 100.0 % → 50.0 %."
     assert len(report.questions_section(rows * 100)["rows"]) == 534, "every third of 1,600"
 

@@ -40,9 +40,8 @@ def hashed_ngrams(texts: Sequence[str]) -> np.ndarray:
         for gram, count in Counter(grams).items():
             code = zlib.crc32(gram.encode("utf-8", "surrogatepass"))
             vectors_n_d[row, code % DIMENSIONS] += count if code >> 31 else -count
-    norms_n = np.linalg.norm(vectors_n_d, axis=1)
-    vectors_n_d[norms_n == 0, 0] = 1.0
-    return vectors_n_d / np.where(norms_n == 0, 1.0, norms_n)[:, None]
+    vectors_n_d[~vectors_n_d.any(axis=1), 0] = 1.0
+    return vectors_n_d / np.linalg.norm(vectors_n_d, axis=1, keepdims=True)
 
 
 def vendi_score(vectors_n_d: np.ndarray) -> float:

@@ -110,10 +110,7 @@ class Chart(NamedTuple):
         return figure
 
     def image(self) -> Markup:
-        """The chart as an SVG image for light and dark pages that allow images from `data:`.
-
-        No script can run in it, and the same data gives the same bytes.
-        """
+        """An SVG image for light and dark pages that allow `data:`. It runs no script; the same data gives the same bytes."""
         import matplotlib
 
         buffer, metadata = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -273,6 +270,7 @@ def loop_section(run: Run) -> dict[str, Any]:
         charts.append(Chart(key, x_label="outer step", **{**words, "series": series, **own.get(key, {})}))
     return {
         "rows": rows[-MAX_STEPS_SHOWN:],
+        "changes": wording.changes(rows),
         "left_out": max(0, len(rows) - MAX_STEPS_SHOWN),
         "charts": [chart for chart in charts if chart],
         "likelihood": likelihood,
@@ -284,15 +282,12 @@ def loop_section(run: Run) -> dict[str, Any]:
     }
 
 
-def written_section(run: Run, rows: list[Row]) -> dict[str, Any]:
-    """What the teacher wrote: questions of the best and the worst dataset of up to four outer steps, and what changed.
-
-    rows: of `step_rows`.
-    """
-    written, examples = run.written, []
-    for step in dict.fromkeys([*written][i * (len(written) - 1) // 3] for i in range(4) if written):
-        examples.append((step, [(name, reward, some[:3]) for name, reward, some in wording.extremes(written[step])]))
-    return {"examples": examples, "changes": wording.changes(rows)}
+def written_section(run: Run) -> list[tuple[int, list[tuple[str, float, list[Row]]]]]:
+    """(outer step, `text.extremes`) of up to four outer steps, three questions of each dataset."""
+    written = run.written
+    steps = dict.fromkeys([*written][i * (len(written) - 1) // 3] for i in range(4) if written)
+    ends = ((step, wording.extremes(written[step])) for step in steps)
+    return [(step, [(name, reward, rows[:3]) for name, reward, rows in some]) for step, some in ends]
 
 
 def questions_section(rows: list[Row]) -> dict[str, Any]:
@@ -309,10 +304,7 @@ def place(row: Row) -> str:
 
 
 def rollouts_section(run: Run) -> dict[str, Any]:
-    """Every outcome with its number, its meaning and some of its completions, evenly spaced over the run.
-
-    Attempts come in the order of OUTCOMES, then what came of teacher texts.
-    """
+    """Outcomes in the order of OUTCOMES, then of teacher texts: number, meaning, and completions spaced evenly."""
     folded: dict[str, list[Row]] = {outcome: [] for outcome in OUTCOMES}
     for row in run.rollouts:
         folded.setdefault("teacher: " * (row.get("kind") == "teacher") + str(row.get("outcome"))[:40], []).append(row)
@@ -336,8 +328,8 @@ def content(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "arms": arms_section(run),
-        "outer": (outer := loop_section(run)),
-        "written": written_section(run, outer["rows"]),
+        "outer": loop_section(run),
+        "written": written_section(run),
         "questions": questions_section(run.questions),
         "pq": questions_section(run.pq),
         "kept": rollouts_section(run),
@@ -359,10 +351,7 @@ def render(template: str, values: dict[str, Any]) -> str:
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the page to `out` (None: `report.html` in the run folder), replacing an older one whole; returns its path.
-
-    Raises ReportError when `run_dir` is no run folder, OSError when the page cannot be written.
-    """
+    """Write the page whole to `out` (None: report.html in the run folder); returns where. Raises ReportError, OSError."""
     html, target = render("report.html", content(read_run(run_dir))), out or run_dir / "report.html"
     write_atomic(target, html.encode())
     return target

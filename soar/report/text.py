@@ -38,9 +38,8 @@ def templates() -> Environment:
         keep_trailing_newline=True,
     )
     every = (arm_name, count, decimal, duration, number, one_line, percent, shorten, signed, tokens, visible, whole)
-    environment.filters |= {function.__name__: function for function in (*every, with_interval)}
-    environment.filters |= {"form": format, "repr": repr, "json": json.dumps}
-    environment.filters |= {"pretty": partial(json.dumps, indent=2, ensure_ascii=False)}
+    own = {"form": format, "json": json.dumps, "pretty": partial(json.dumps, indent=2, ensure_ascii=False)}
+    environment.filters |= {function.__name__: function for function in (*every, repr, with_interval)} | own
     return environment
 
 
@@ -162,11 +161,8 @@ def said(gap: tuple[str, float, float], better: str, worse: str) -> str:
 
 
 def rivals(run: Run) -> tuple[Arm | None, Arm | None, int]:
-    """SOAR's best measured output (OURS), the best arm without its search, and the smallest k that all these have.
-
-    PS of a run that promoted no student is the base model: nothing of SOAR is in it.
-    """
-    nothing = count(run.summary.get("promotions")) == 0
+    """SOAR's best measured output (OURS), the best arm without its search, and the smallest k that all these have."""
+    nothing = count(run.summary.get("promotions")) == 0  # so PS is the base model: nothing of SOAR is in it
     ours = [arm for arm in run.arms.values() if arm.name in OURS and not (nothing and arm.name == "ps")]
     others = [arm for arm in run.arms.values() if not arm.name.startswith(OURS)]  # pq_sample is no rival of pq
     others = [arm for arm in others if arm.name != "base"] or others
@@ -235,11 +231,10 @@ def why_nothing(run: Run) -> list[str]:
     if windows and tau is not None and not run.promotions:
         best = f"the mean reward of a window was {max(windows):+.4f} at best"
         lines.append(f"No student was promoted: {best}, and a promotion takes more than tau = {tau:g}.")
-    learnt: dict[str, bool] = {}
+    signals = dict[str, set[bool]]()
     for row in run.events.get("arm_step", []):
-        signal = number(row.get("frac_reward_zero_std")) != 1.0
-        learnt[str(row.get("arm"))] = learnt.get(str(row.get("arm")), False) or signal
-    if still := ", ".join(arm_name(name) for name, signal in learnt.items() if not signal):
+        signals.setdefault(str(row.get("arm")), set()).add(number(row.get("frac_reward_zero_std")) != 1.0)
+    if still := ", ".join(arm_name(name) for name, seen in signals.items() if not any(seen)):
         lines.append(f"{still} never saw a group with unequal rewards, so there was nothing to learn from.")
     return lines
 

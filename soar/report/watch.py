@@ -33,12 +33,9 @@ ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", 
 
 
 def terminal_text(text: str, console: Console, style: str = "") -> Text:
-    """The one place where text meets a terminal: what could move its cursor, reorder or hide text is made visible.
-
-    For terminals that know ASCII alone everything else is escaped.
-    """
+    """The one place where text meets a terminal: what could move its cursor, reorder or hide text is made visible."""
     text = visible(text)
-    if console.options.ascii_only:
+    if console.options.ascii_only:  # what it has no letters for is escaped
         text = "".join(ASCII.get(c, c) for c in text).encode("ascii", "backslashreplace").decode()
     return Text(text, style=style)
 
