@@ -31,8 +31,8 @@ HARD, CUT_OFF = "maths-hard-1.5b.jsonl", 0.3  # never solved in 128 attempts, an
 # Cells of study maths -> what stands before the names of their arms.
 VARIANTS = {"soar": "", "untrained": "select_only_", "cheaper": "", "written": "as_written_", "kl": "kl_",
             "variants": "", "alone": "", "rank4": "rank4_", "rank64": "rank64_", "rate1e4": "rate1e4_",
-            "rate4e4": "rate4e4_", "short": "short_", "long": "long_", "small": "small_", "solvable": "",
-            "agree": "agree_", "eight": "eight_", "eightmixed": "eight_", "eightlike": "eight_"}  # fmt: skip
+            "rate4e4": "rate4e4_", "short": "short_", "long": "long_", "small": "small_", "solvable": "", "agree": "agree_",
+            "eight": "eight_", "eight128": "eight_", "eightmixed": "eight_", "eightlike": "eight_"}  # fmt: skip
 COMPARED = [("pq", "hard_only"), ("ps", "hard_only"), ("pq", "select_only_pq"), ("ps", "select_only_ps"),
             ("select_only_pq", "hard_only"), ("hard_only", "base"), ("pq", "base_t"), ("base_t", "hard_only"),
             ("hard_only_128", "hard_only"), ("hinted", "hard_only"),
