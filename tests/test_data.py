@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import pyarrow
@@ -26,6 +27,9 @@ from soar.problems.prompts import FORMATS
 from soar.problems.sources import split_source
 from soar.report.export import files_of
 from soar.types import Problem, Screening, Verdict, columns_of
+
+COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
+SUMS = ROOT / "examples" / "sums_environment.py"
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -59,7 +63,9 @@ def test_bad_rows_are_refused_or_skipped_and_counted(tmp_path):
 @pytest.mark.parametrize(("name", "content"), cases("data", "ending"))
 def test_files_of_other_endings_give_the_same_problems(tmp_path, name, content):
     (tmp_path / name).write_bytes(content.encode())
-    problems, _ = load_problems(str(tmp_path / name))
+    with patch.object(Path, "open", autospec=True, side_effect=Path.open) as opened:
+        problems, _ = load_problems(str(tmp_path / name))
+    assert opened.call_count <= 2, "to see whether it may be read, and to read it"
     wanted = [("q1, with comma", "1"), ("two\nlines", "2"), ('"quoted"', "3")]
     assert [(p.question, p.answer) for p in problems] == wanted
 
@@ -121,9 +127,6 @@ def test_a_folder_of_files_is_one_source_and_rows_are_streamed(tmp_path):
 @pytest.mark.parametrize(("source", "kind"), cases("data", "source"))
 def test_kinds_of_sources(source, kind):
     assert split_source(source) == tuple(kind)
-
-
-COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 
 
 def test_a_dataset_id_comes_from_the_cache_when_the_hub_does_not_answer(tmp_path, monkeypatch):
@@ -218,9 +221,6 @@ def test_evidence_made_in_another_way_is_refused_by_key(tmp_path):
     assert load_problems(str(path))[0] == problems
     load.evidence_path(path).unlink()
     assert load.read_hard(path)[2] == {}
-
-
-SUMS = ROOT / "examples" / "sums_environment.py"
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from inspect import getattr_static, signature
-from itertools import chain, islice
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,9 +133,10 @@ def _json_rows(path: Path) -> Iterator[Row]:
 def _csv_rows(path: Path) -> Iterator[Row]:
     """The delimiter is the one of comma, semicolon and tab that the header has most of."""
     csv.field_size_limit(MAX_FIELD)
-    header = next(filter(str.strip, _lines(path)), "")  # behind blank lines
-    comma = max(",;\t", key=header.count)
-    reader = csv.reader(_lines(path), delimiter=comma, skipinitialspace=True, strict=True)
+    lines, ahead = tee(_lines(path))
+    comma = max(",;\t", key=next(filter(str.strip, ahead), "").count)  # of the header, behind blank lines
+    del ahead  # it would keep all that is read
+    reader = csv.reader(lines, delimiter=comma, skipinitialspace=True, strict=True)
     columns, start = list[str](), 1  # line where a row begins
     try:
         for values in reader:
