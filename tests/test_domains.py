@@ -33,7 +33,7 @@ from soar.domains.procedural import compare, kind_of
 from soar.domains.science import compare_quantities, read_gold, read_quantity, read_unit
 from soar.loop.arms import oracle
 from soar.plan.check import check_problems
-from soar.problems.domain import Domain, load_domain
+from soar.problems.domain import Domain, Grader, load_domain
 from soar.problems.load import load_problems
 from soar.problems.pool import VerifierError, VerifierPool
 from soar.problems.prompts import FORMATS
@@ -176,6 +176,11 @@ def test_what_is_no_domain_is_refused(hostile, reference, message):
     assert str(hostile.parent / "absent") not in sys.path
 
 
+def test_a_teacher_may_have_a_mark_of_its_own(hostile):
+    read = Grader(load_domain(f"{hostile}:KEY_MARK")).read("What is 2 + 2? Key: 4")
+    assert isinstance(read, Problem) and (read.question, read.answer) == ("What is 2 + 2?", "4")
+
+
 def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
     domain = load_domain(f"{hostile}:D")
     copy = tmp_path / "elsewhere.py"
@@ -189,8 +194,6 @@ def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
 
 
 C, W = Verdict.CORRECT, Verdict.WRONG
-
-
 COMPARED = [(compare_quantities, *case) for case in (*cases("science", "quantity"), ("9" * 500, "3 m", "wrong"))]
 COMPARED += [(compare, *case) for case in cases("procedural", "compared")]
 
@@ -342,8 +345,6 @@ def test_shipped_model_loads_with_transformers():
 ADD = (CASES / "add.txt").read_text(encoding="utf-8").rstrip("\n")
 ADD_TASK = "Write a Python function:\n\ndef add(a, b):\n\nReturn the sum of a and b."
 ADD_TESTS = "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(-1, 1) == 0"
-
-
 DEEP = ("[" * 900 + "]" * 900, "-" * 9000 + "1", "9" * 9000)
 
 

@@ -119,8 +119,10 @@ def load_domain(reference: str) -> Domain:
     if domain.verify is None and domain.verifier not in COMPARERS:
         expected = f"one of {', '.join(COMPARERS)}; a check of your own is `verify`"
         raise ConfigError(f"{says}: verifier = {domain.verifier!r}, expected {expected}")
-    unread = (mark for mark in domain.prompts.answer_marks if extract(f"{mark} 1", "marker") is None)
-    if domain.read_answer is None and domain.prompts.answer_style == "marker" and (mark := next(unread, "")):
+    fmt = domain.prompts
+    students = fmt.answer_marks[1:] if fmt.pair_style == "marked" else ()  # the first of several is the teacher's
+    unread = (mark for mark in students or fmt.answer_marks if extract(f"{mark} 1", "marker") is None)
+    if domain.read_answer is None and fmt.answer_style == "marker" and (mark := next(unread, "")):
         known = "those are Answer:, <ans> and final answer is; a domain with another mark needs `read_answer`"
         raise ConfigError(f"{says}: answer_marks = {mark!r}, which no answer is read behind; {known}")
     file = "" if place.startswith("soar.") else getattr(module, "__file__", None) or ""
