@@ -35,8 +35,6 @@ FUNCTIONS = HERE / "verifier_functions.py"
 DATA = Path(os.environ.get("SOAR_DATA", HERE.parent.parent / "shared" / "data"))
 CASES = DATA.parent / "cases" / "grading.jsonl"
 CORRECT, WRONG, NO_ANSWER = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER
-
-
 BOMBS: dict[str, str] = {n: "".join(text * times for text, times in parts) for n, parts in cases("verify", "bomb")}
 """Answers that hang, exhaust memory or crash a naive verifier, as the content of a box. None is 42, the gold answer."""
 BOMBS["expanded product"] = "".join(f"(x+y+z+{i})" for i in range(60)) + "^{40}"

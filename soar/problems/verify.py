@@ -262,9 +262,10 @@ def compare_exact(answer: str, gold: str) -> Verdict:
 
 
 def compare_choice(answer: str, gold: str) -> Verdict:
-    """Equal choice letters; equal normalised text where the gold answer is no letter."""
-    letter = split_choice(gold)[0]
-    return _verdict(split_choice(answer)[0] == letter if letter else normalize(answer) == normalize(gold))
+    """Equal choice letters, of which a lone one may be small; equal normalised text where the gold answer is no letter."""
+    letter, text = split_choice(gold)[0], normalize(answer)
+    chosen = split_choice(answer)[0] or text.strip("().").upper()
+    return _verdict(chosen == letter if letter else text == normalize(gold))
 
 
 def compare_number(answer: str, gold: str) -> Verdict:
