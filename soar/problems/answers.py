@@ -32,14 +32,14 @@ def extract(completion: str, answer_style: str) -> str | None:
     if answer_style not in ("boxed", "marker"):
         raise ValueError(f"answer_style = {answer_style!r}: expected boxed or marker")
     text = PATTERNS["end_of_turn"].split(completion[-MAX_COMPLETION_CHARS:].lstrip(), maxsplit=1)[0]
-    if still_thinks(text):
-        return None
     start = PATTERNS["box" if answer_style == "boxed" else "mark"].search(text)
-    turn = PATTERNS["next_turn"].search(text, start.end()) if start else None
+    if start is None or still_thinks(text):
+        return None
+    turn = PATTERNS["next_turn"].search(text, start.end())
     text = text[: turn.start()] if turn else text
     if answer_style == "boxed":
         return _last_box(text)
-    tail = ["", *PATTERNS["mark"].split(text)[1:]][-1]
+    tail = PATTERNS["mark"].split(text)[-1]
     line = tail.lstrip(": *_\n\t").split("\n", 1)[0].strip().strip("*_").strip()
     return (_last_box(line) if "box" in line else None) or line or None
 
@@ -51,32 +51,27 @@ def still_thinks(text: str) -> bool:
 
 def _last_box(text: str) -> str | None:
     """Content of the last box, or of the last ones with nothing but commas, `and` or `or` between them."""
-    budget = 2 * len(text) + 1_000  # unclosed boxes make every one before them be read to the end
+    matches, opened, closing = list(PATTERNS["box"].finditer(text)), list[int](), dict[int, int]()
+    for brace in PATTERNS["brace"].finditer(text, matches[0].end()) if matches else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            closing[opened.pop()] = brace.end()
     boxes, first = list[str](), len(text)
-    for match in reversed(list(PATTERNS["box"].finditer(text))):
-        if budget < 0 or (boxes and first - match.end() > 2 * MAX_ANSWER_CHARS):
+    for match in reversed(matches):
+        begin = match.end()
+        if begin in closing:
+            content, end = text[begin + 1 : closing[begin] - 1], closing[begin]
+        elif bare := PATTERNS["bare_box"].match(text, begin, begin + MAX_ANSWER_CHARS):
+            content, end = bare[0], bare.end()
+        elif boxes:
             break
-        content, cost = _box_content(text, match.end())
-        budget -= cost
-        if boxes and (content is None or not PATTERNS["between_boxes"].fullmatch(text, match.end() + cost, first)):
+        else:
+            continue  # it is not closed: the one before it counts
+        if boxes and not PATTERNS["between_boxes"].fullmatch(text, end, first):
             break
-        if content is not None:
-            boxes, first = [content.strip(), *boxes], match.start()
+        boxes, first = [content.strip(), *boxes], match.start()
     return ", ".join(boxes) or None
-
-
-def _box_content(text: str, start: int) -> tuple[str | None, int]:
-    """Content of the box whose command ends at `start`, and how many characters were read to find it."""
-    begin = PATTERNS["blank"].match(text, start).end()  # type: ignore[union-attr]
-    if text[begin : begin + 1] != "{":
-        bare = PATTERNS["bare_box"].match(text, begin, begin + MAX_ANSWER_CHARS)
-        return (bare.group() if bare else None), begin - start + (len(bare.group()) if bare else 1)
-    depth = 0
-    for brace in PATTERNS["brace"].finditer(text, begin):
-        depth += (brace[0] == "{") - (brace[0] == "}")
-        if depth == 0:
-            return text[begin + 1 : brace.start()], brace.end() - start
-    return None, len(text) - start
 
 
 def normalize(answer: str) -> str:
