@@ -6,6 +6,7 @@ unions, inequalities, equations, `x = 3`, ratios; everything else is `Words`, nu
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ for line in LEXICON["units"]:
         UNITS |= {name.casefold(): (names[0], Fraction(size)) for name in more}
 COMPOUND = LEXICON["compound"]
 CURRENCIES = ("dollar", "euro", "gbp", "rupee", "yen")
-SHORT_UNITS = WORDS["percent"] | {"in", "am", "pm", "sq", "cu", *COMPOUND, *(name for name in UNITS if len(name) > 1)}
+SHORT_UNITS = WORDS["percent"] | {"in", "am", "pm", *COMPOUND, *(name for name in UNITS if len(name) > 1)}
 LEADING = ("=", "approx", ":", "\n", ",", "&", "therefore", "implies", "Rightarrow")
 COMBINED = {"cup": or_, "cap": and_, "setminus": gt}  # of two truth values, whether a number lies in each region
 RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "in", "approx", "equiv")
@@ -319,8 +320,6 @@ def _read_value(tokens: list[Token]) -> Reading:
         if any(map(_is(*RELATIONS), tokens)):
             raise Unreadable("a relation in brackets")
         tokens = _trim(tokens[1:-1])
-    if tokens and tokens[0].is_a("setR") and len(tokens) > 1 and tokens[1].is_a("-"):
-        tokens = [tokens[0], Token("cmd", "setminus"), *tokens[2:]]
     pieces, cuts = _split(tokens, _is("cup", "cap", "setminus"))
     if cuts:
         made, *regions = (as_region(_read_value(piece)) for piece in pieces)
@@ -426,38 +425,36 @@ def _read_unit(tokens: Sequence[Token]) -> tuple[Unit | None, int, bool]:
             raise Unreadable("more than words behind a value")
         word = token.text.casefold() if len(token.text) > 1 else token.text
         words += COMPOUND.get(word, word).split()
-    powers, factor, label, scale, percent = dict[str, int](), Fraction(1), list[str](), 1, False
+    found, label, scale, percent = list[list[Any]](), list[str](), 1, False  # found: name, size and power of each unit
     sign = following = 1  # of the power of the next unit: -1 behind a slash; 2 behind `square`, 3 behind `cubic`
-    last = ("", Fraction(1), 1)  # unit before this word, which `^2` or `squared` changes: name, size, sign
     for word in re.findall(r"[^\W\d_]+|\^[ {(]*-?\s*\d+|\d+|/", " ".join(words)):
         single = word.removesuffix("s") if len(word) > 2 else word
-        if word in ("/", "per"):
+        if word == "/":
             sign = -1
-        elif word[0] == "^" or word in ("squared", "cubed"):
-            power = {"squared": 2, "cubed": 3}.get(word) or int(re.sub(r"[^-\d]", "", word))
-            if not last[0] or abs(power) > 3:
+        elif word[0] == "^":
+            power = int(re.sub(r"[^-\d]", "", word))
+            if not found or abs(power * found[-1][2]) > 3:
                 raise Unreadable("a power of a word")
-            powers[last[0]] = powers.get(last[0], 0) + last[2] * (power - 1)
-            factor *= last[1] ** (last[2] * (power - 1))
-        elif word in ("square", "sq", "cubic", "cu"):
-            following = 2 if word[0] == "s" else 3
+            found[-1][2] *= power
+        elif word in ("square", "cubic"):
+            following = 2 if word == "square" else 3
         elif word.isdigit() or {word, single} & WORDS["meaning"] or (single.endswith("th") and single[:-2] in SCALES):
             raise Unreadable("a word that changes the value")
         elif word in WORDS["percent"]:
             percent = True
-        elif single in SCALES and not label and not powers:
+        elif single in SCALES and not label and all(name == "?" for name, _, _ in found):
             scale *= SCALES[single]
-        elif (unit := UNITS.get(word.casefold()) or UNITS.get(single.casefold())) is not None:
-            name, size = unit
-            last = (name, size, sign)
-            powers[name] = powers.get(name, 0) + sign * following
-            factor *= size ** (sign * following)
+        else:
+            unit = UNITS.get(word.casefold()) or UNITS.get(single.casefold())
+            label += [single] if unit is None and single not in WORDS["counted"] else []
+            found.append([*(unit or ("?", Fraction(1))), sign * following])  # ?: a counted noun; its power says nothing
             following = 1
-        else:  # a counted noun; its power says nothing
-            last, following = ("?", Fraction(1), sign), 1
-            label += [single] if single not in WORDS["counted"] else []
     if following != 1:
         raise Unreadable("square of nothing")
+    powers, factor = Counter[str](), Fraction(1)
+    for name, size, power in found:
+        powers[name] += power
+        factor *= size**power
     powers.pop("?", None)
     if label:
         return Unit(label=" ".join([*label, *sorted(powers)])), scale, percent
@@ -471,7 +468,7 @@ def _scalar(tokens: list[Token]) -> Scalar:
         raise Unreadable("nothing")
     sign = [token for token in tokens[:1] if token.is_a("-")]
     word = tokens[len(sign)] if len(tokens) > len(sign) + 1 else Token("end", "")
-    if word.kind == "word" and UNITS.get(word.text.casefold().removesuffix("."), ("",))[0] in CURRENCIES:
+    if word.kind == "word" and UNITS.get(word.text.casefold(), ("",))[0] in CURRENCIES:
         lead, tokens = [word], [*sign, *tokens[len(sign) + 1 :]]
         tokens = tokens[1:] if tokens[0].is_a(".") else tokens
     product: Scalar | None = None
