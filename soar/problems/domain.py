@@ -78,9 +78,7 @@ class Domain:
 
 
 def domain_of(problems: ProblemsConfig) -> Domain:
-    """The domain of a config: `problems.domain`, else the one made of problems.format and problems.verifier.
-
-    An environment of verifiers has its own prompt and rewards. Raises ConfigError and DataError."""
+    """`problems.domain`, else one of its format and verifier, or of an environment. Raises ConfigError and DataError."""
     if problems.domain:
         return load_domain(problems.domain)
     fmt, verifier = FORMATS[problems.format], problems.verifier
@@ -107,13 +105,12 @@ def load_domain(reference: str) -> Domain:
         expected = f"one of {', '.join(sorted(BUILTIN))}, or one of yours as file.py:NAME or module:NAME"
         raise ConfigError(f"{says}: expected {expected}")
     try:
-        module, attribute = load_module(place)
+        domain, file = load_object(place)
     except Exception as error:  # a user's module may raise anything when it is imported
         raise ConfigError(f"{says} cannot be loaded: {said_by(error)}; mend the file") from error
-    domain = getattr(module, attribute, None)
     if not isinstance(domain, Domain):
-        kind = type(domain).__name__
-        raise ConfigError(f"{says}: {attribute!r} is {kind}, expected a soar.problems.domain.Domain (docs/domains.md)")
+        found = f"{place.rpartition(':')[2]!r} is {type(domain).__name__}"
+        raise ConfigError(f"{says}: {found}, expected a soar.problems.domain.Domain (docs/domains.md)")
     if not domain.name.isidentifier():
         raise ConfigError(f"{says}: name = {domain.name!r}, expected one word like chemistry")
     if domain.verify is None and domain.verifier not in COMPARERS:
@@ -125,34 +122,34 @@ def load_domain(reference: str) -> Domain:
     if domain.read_answer is None and fmt.answer_style == "marker" and (mark := next(unread, "")):
         known = "those are Answer:, <ans> and final answer is; a domain with another mark needs `read_answer`"
         raise ConfigError(f"{says}: answer_marks = {mark!r}, which no answer is read behind; {known}")
-    file = "" if place.startswith("soar.") else getattr(module, "__file__", None) or ""
-    digest = sha256_of(Path(file)) if Path(file).is_file() else ""
+    digest = sha256_of(file) if file.is_file() and not place.startswith("soar.") else ""
     return replace(domain, reference=reference, source_sha256=digest)
 
 
 def load_function(name: str) -> Callable[..., Any]:
     """The function behind `module:function` or `file.py:function`. Raises VerifierError saying what was looked for."""
-    module, attribute = load_module(name)
-    function = getattr(module, attribute, None)
+    function, _ = load_object(name)
     if not callable(function):
-        raise VerifierError(f"{name.rpartition(':')[0]} has no function {attribute!r}")
+        where, _, attribute = name.rpartition(":")
+        raise VerifierError(f"{where} has no function {attribute!r}")
     return function
 
 
-def load_module(name: str) -> tuple[ModuleType, str]:
-    """The module of `module:NAME` or `file.py:NAME`, and NAME. Raises VerifierError, and what the module raises."""
+def load_object(name: str) -> tuple[Any, Path]:
+    """What `module:NAME` or `file.py:NAME` is, or None, and its file. Raises VerifierError, and what the module raises."""
     where, _, attribute = name.rpartition(":")
     if where.endswith(".py") and not Path(where).is_file():
         raise VerifierError(f"no file {where} (from {Path.cwd()})")
     folder = Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
     sys.path[:] = dict.fromkeys([str(folder), *sys.path])  # as for a script: what lies beside it can be imported
-    if not where.endswith(".py"):
-        return importlib.import_module(where), attribute
-    module = ModuleType(f"soar_user_{Path(where).stem}")
-    module.__file__ = where
-    sys.modules[module.__name__] = module  # dataclasses look their module up by name
-    exec(compile(Path(where).read_bytes(), where, "exec"), module.__dict__)
-    return module, attribute
+    if where.endswith(".py"):
+        module = ModuleType(f"soar_user_{Path(where).stem}")
+        module.__file__ = where
+        sys.modules[module.__name__] = module  # dataclasses look their module up by name
+        exec(compile(Path(where).read_bytes(), where, "exec"), module.__dict__)
+    else:
+        module = importlib.import_module(where)
+    return getattr(module, attribute, None), Path(getattr(module, "__file__", None) or "")
 
 
 def make_problem(question: str, answer: str) -> Problem:
