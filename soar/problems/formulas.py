@@ -119,10 +119,9 @@ class Parser:
     def take(self, *texts: str) -> str:
         """Step over the next token when it is an operator or a command among `texts`: its text, else ""."""
         token = self.peek()
-        if not token.is_a(*texts):
-            return ""
-        self.place += 1
-        return token.text
+        taken = token.is_a(*texts)
+        self.place += taken
+        return token.text if taken else ""
 
     def expect(self, text: str) -> None:
         """Step over this operator or command. Raises Unreadable where another token stands."""
@@ -337,9 +336,7 @@ def point(name: str, k: int) -> Fraction:
 
 
 def evaluate(node: Node, k: int) -> Any:
-    """The value of a tree at point k: a Fraction where it is exact, else a number of mpmath; None where it is undefined.
-
-    Raises Unreadable where it is too large to be computed here."""
+    """The value at point k: a Fraction where exact, else of mpmath; None where undefined. Raises Unreadable if too large."""
     with suppress(ArithmeticError, ValueError, TypeError, NotImplementedError):
         value = _evaluate(node, k)
         return value if isinstance(value, Fraction) or not MP.isnan(value) else None
@@ -361,9 +358,7 @@ def real(value: Any) -> Any:
 
 
 def _whole(operation: Callable[..., int], *values: Any) -> Fraction:
-    if not all(isinstance(value, Fraction) and value.denominator == 1 for value in values):
-        raise ValueError("no whole numbers")
-    return Fraction(operation(*(value.numerator for value in values)))
+    return Fraction(operation(*(value.numerator if value.denominator == 1 else value for value in values)))
 
 
 def _bits(value: Fraction) -> int:
@@ -455,7 +450,5 @@ def close(a: Any, b: Any) -> bool:
     x, y = real(a), real(b)
     if MP.isinf(x) or MP.isinf(y) or x == y:
         return bool(x == y)
-    size = max(abs(x), abs(y))
-    if min(abs(x), abs(y)) == 0:
-        return bool(size < NOTHING)
-    return bool(abs(x - y) <= CLOSE * size)
+    small, large = sorted((abs(x), abs(y)))
+    return bool(abs(x - y) <= CLOSE * large if small else large < NOTHING)

@@ -284,8 +284,7 @@ def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tu
 def write_hard(
     path: Path, problems: Sequence[Problem], screenings: Sequence[Screening], evidence: Mapping[str, Any]
 ) -> None:
-    """Write the fail@K set: one JSON line for each problem, with all columns of its source, and `<path>.evidence.json` saying
-    how it was screened. Both files appear whole."""
+    """Write the fail@K set, a JSON line a problem with all columns of its source, and the evidence beside it; both whole."""
     lines = ""
     for problem, screening in zip(problems, screenings, strict=True):
         fields = {"id": problem.id, "question": problem.question, "answer": problem.answer, **asdict(screening)}
@@ -306,9 +305,7 @@ def hard_file(source: str) -> Path | None:
 
 
 def read_hard(path: Path) -> tuple[list[Problem], list[Screening], dict[str, Any]]:
-    """(problems, screenings, evidence) of a file that `write_hard` wrote; empty evidence where its file is missing.
-
-    Raises DataError with file and line."""
+    """(problems, screenings, evidence or {} where there is none) that `write_hard` wrote. Raises DataError with the line."""
     problems, screenings, where = [], [], evidence_path(path)
     for row in file_rows(str(path)):
         if row.error is not None:

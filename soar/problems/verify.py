@@ -226,9 +226,7 @@ def _words_in(reading: Reading) -> Iterator[Words]:
 
 
 def is_parsable(answer: str, verifier: str) -> bool:
-    """Whether an answer can serve as a gold answer, as far as that can be told without its question.
-
-    For `math` a finite value, set or relation and no words, for `number` a number, else any text."""
+    """Whether it can be a gold answer: for `math` a finite value, set or relation, no words; for `number` one; else any."""
     if verifier not in ("math", "number"):
         return bool(answer.strip())
     if gold_kind(answer, verifier) != "value":
