@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy  # its `stats` is loaded by the first look at it, which takes a second
 
 from soar import seeds
 from soar.config import Config, EvaluateConfig
@@ -95,19 +96,16 @@ def pigeonhole_interval(values_S: Sequence[Values], seed: int, resamples: int) -
 
 def t_interval(means_S: Sequence[float]) -> Interval | None:
     """95 % interval of the mean over seeds by Student's t; None for fewer than two seeds."""
-    from scipy.stats import t
-
     if len(means_S) < 2:
         return None
-    half = float(t.ppf(0.975, len(means_S) - 1)) * statistics.stdev(means_S) / math.sqrt(len(means_S))
+    half = float(scipy.stats.t.ppf(0.975, len(means_S) - 1)) * statistics.stdev(means_S) / math.sqrt(len(means_S))
     centre = statistics.fmean(means_S)
     return centre - half, centre + half
 
 
 def clopper_pearson(successes: float, trials: float) -> Interval:
     """95 % interval of a share (Clopper and Pearson 1934); (0, 1) without trials. `trials` may be an effective number."""
-    from scipy.stats import beta
-
+    beta = scipy.stats.beta
     low = float(beta.ppf(0.025, successes, trials - successes + 1)) if successes > 0 else 0.0
     high = float(beta.ppf(0.975, successes + 1, trials - successes)) if successes < trials else 1.0
     return low, high
@@ -118,13 +116,11 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
 
     With n seeds it is at least 2 / 2^n: 0.0625 for five. 1 for no differences and for one.
     """
-    from scipy.stats import permutation_test
-
     if len(differences) < 2:
         return 1.0
     values, rng = np.asarray(differences, dtype=np.float64), seeds.generator(seed, "sign flips")
     how = {"permutation_type": "samples", "vectorized": True, "n_resamples": FLIPS, "batch": 4096, "rng": rng}
-    return float(permutation_test((values,), lambda values, axis: values.sum(axis=axis), **how).pvalue)
+    return float(scipy.stats.permutation_test((values,), lambda values, axis: values.sum(axis=axis), **how).pvalue)
 
 
 def told_apart(steps: Sequence[Sequence[tuple[float, float]]], repeats: int) -> tuple[float, float] | None:
@@ -138,11 +134,9 @@ def told_apart(steps: Sequence[Sequence[tuple[float, float]]], repeats: int) -> 
     chance = sum(error**2 for sets in compared for _, error in sets) / max(1, count)
     if repeats < 2 or not chance > 0:
         return None
-    from scipy.stats import f
-
     between = sum(statistics.variance([reward for reward, _ in sets]) * (len(sets) - 1) for sets in compared)
     ratio = between / (count - len(compared)) / chance
-    return ratio, float(f.sf(ratio, count - len(compared), count * (repeats - 1)))
+    return ratio, float(scipy.stats.f.sf(ratio, count - len(compared), count * (repeats - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

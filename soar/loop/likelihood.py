@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from soar.backends.base import score
 from soar.config import DENSE, Config, ConfigError
 from soar.engine.policy import AdapterStack
-from soar.engine.rollouts import Rollouts
+from soar.engine.vllm import rollouts_of
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 
 
@@ -43,12 +42,9 @@ def likelihood(
     golds = [problem.answer for p in policies for problem in batch.problems_P_Q[p] for _ in range(N)]
     rows = zip(chosen.prompts, chosen.texts(env.backbone), golds, strict=True)
     answered = [with_gold(env, prompt, text, gold, forced) for prompt, text, gold in rows]
-    ids_B = [torch.tensor(ids, dtype=torch.long) for ids, _ in answered]
-    tokens_B_T = pad_sequence(ids_B, batch_first=True, padding_value=env.backbone.pad_id)
-    length_B, ended_B = torch.tensor([len(ids) for ids in ids_B]), torch.ones(len(ids_B), dtype=torch.bool)
-    asked = Rollouts(chosen.prompts, tokens_B_T, length_B, torch.zeros(tokens_B_T.shape), ended_B, ~ended_B)
+    asked = rollouts_of(chosen.prompts, [(ids, [0.0] * len(ids), True) for ids, _ in answered], env.backbone.pad_id)
     share_B_T = score(env.backbone, stack.select(list(policies)), asked, batch.temperature).exp()
-    share_B = torch.zeros(len(ids_B))
+    share_B = torch.zeros(len(answered))
     for row, (ids, answer) in enumerate(answered):
         if ids:
             share_B[row] = share_B_T[row, len(ids) - answer : len(ids)].mean()

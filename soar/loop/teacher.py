@@ -120,13 +120,8 @@ class OuterLoop:
         # 4. The teacher learns from the rewards of its questions.
         learnt = self.learn(question_sets, reward_U)
 
-        event = {
-            **self._event(question_sets, population, measured, decision, learnt),
-            "teacher_reward_G": reward_G,
-            "student_rollouts": state.student_rollouts,
-            "tokens": dict(state.spent),
-            "seconds": round(time.monotonic() - started, 3),
-        }
+        event = self._event(question_sets, population, measured, decision, learnt)
+        event |= {"teacher_reward_G": reward_G, "seconds": round(time.monotonic() - started, 3)}
         state.step += 1
         self.kept = [question_sets.kept, population.kept, measured.kept]
         rows = [
@@ -294,6 +289,8 @@ class OuterLoop:
             "failed_students": sum(trial.failed for trial in measured.trials),
             "student_first": students.metrics[0],
             "student_last": students.metrics[-1],
+            "student_rollouts": self.state.student_rollouts,
+            "tokens": dict(self.state.spent),
         }
 
     def _promote(self, decision: Decision, sets: QuestionSets, population: Population, measured: Measurement) -> Row:
@@ -307,10 +304,8 @@ class OuterLoop:
         state.pq += [{**row_of(p), **place} for p in questions]
         return {
             "event": "promotion",
-            "step": state.step,
-            "dataset": k,
+            **place,
             "repeat": j,
-            "reward": measured.reward_G[k],
             "pass_rate": measured.trials[student].pass_rate,
             "baseline_pass_rate": measured.baseline,
             "questions": len(questions),
