@@ -172,8 +172,7 @@ def test_variants_are_kept_where_the_base_model_solves_some(env, monkeypatch):
     assert questions("variants", env, settings_of(*BRIEF), **given) == kept and bound.full
     given["bound"] = bound = Bound(env.tokens + 3 * most // 2)
     questions("variants", env, settings_of("teacher.votes=10", *BRIEF), **given)
-    assert shown[-11:] == [[0, 1], [2], [3], [4], [0], [1], [2], [0], [1], [2], [3]]
-    assert bound.full
+    assert shown[-11:] == [[0, 1], [2], [3], [4], [0], [1], [2], [0], [1], [2], [3]] and bound.full
 
 
 def test_solvable_problems_are_those_between_and_not_held_out(env):
@@ -384,8 +383,7 @@ def test_arms_of_one_step_train_together_until_one_is_at_its_end(monkeypatch):
     later = [(["a", "d"], [2, 2]), (["d"], [3]), (["d"], [4])]
     assert calls == [(["a", "b"], [0, 0]), (["a", "b", "d"], [1, 1, 1]), *later]
     last = {name: state.step for states in moved for name, state in states.items()}
-    assert last == {"a": 3, "b": 2, "d": 5}
-    assert len(ticks) == 5
+    assert (last, len(ticks)) == ({"a": 3, "b": 2, "d": 5}, 5)
 
 
 def test_arms_in_one_population_are_the_arms_trained_alone_and_each_has_its_own_method(env):

@@ -38,10 +38,8 @@ SMALL = (
 def result(folder: Path) -> dict[str, Any]:
     """Arms that are trained side by side take turns."""
     whole = outcome(folder)
-    arms = [row for row in whole["metrics.jsonl"] if row["event"] == "arm_step"]
-    others = [row for row in whole["metrics.jsonl"] if row["event"] != "arm_step"]
-    arms.sort(key=lambda row: (row["arm"], row["step"]))
-    return {**whole, "metrics.jsonl": others + arms, "rollouts.jsonl": sorted(whole["rollouts.jsonl"].splitlines())}
+    whole["metrics.jsonl"].sort(key=lambda row: (row["arm"], row["step"]) if row["event"] == "arm_step" else ("", 0))
+    return {**whole, "rollouts.jsonl": sorted(whole["rollouts.jsonl"].splitlines())}
 
 
 class Contrary:
@@ -196,8 +194,7 @@ def test_results_come_in_order_every_step_is_told_and_errors_come_back_as_what_t
     ticks: list[int] = []
     results = ask(two[0], double, (30,), (1,), (2,), (3,), common=(1,), tick=lambda: ticks.append(0))
     assert [value for value, _ in results] == [61, 3, 5, 7]
-    assert {pid for _, pid in results} == set(two[0].pids.values())
-    assert len(ticks) == 12
+    assert {pid for _, pid in results} == set(two[0].pids.values()) and len(ticks) == 12
     for error, message in (
         (TeacherError("the teacher wrote 0 acceptable pairs"), "the teacher wrote 0 acceptable pairs"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "CUDA out of memory"),
@@ -219,8 +216,7 @@ def test_workers_that_end_or_stand_still_start_again_until_the_last_loss(ray, en
         still = "no worker has given a result for 3 s: they are killed and started again"
         assert said[1:] in ([lost.format(one), still, lost.format(3 - one)] for one in (1, 2))
         assert not before & set(parallel.pids.values())
-        message = r"was lost and started 2 times \(cluster.retries\), at last: .*--resume"
-        with pytest.raises(Interrupted, match=message):
+        with pytest.raises(Interrupted, match=r"was lost and started 2 times \(cluster.retries\), at last: .*--resume"):
             ask(parallel, piece, ("SIGKILL",))
 
 

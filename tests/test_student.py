@@ -245,8 +245,7 @@ def test_an_attempt_depends_on_its_problem_and_number_alone(env):
     problem = some_problems(1)[0]
     batch = texts(env, env.rollout(None, [[problem, problem]], 4, [3], SAMPLING))
     once = texts(env, env.rollout(None, [[problem]], 4, [3], SAMPLING))
-    assert batch[:4] == once != batch[4:]
-    assert len(set(batch)) == 8
+    assert batch[:4] == once != batch[4:] and len({*batch}) == 8
     nothing = env.rollout(None, [[Problem("no gold", "a b", "?")]], 2, [1], SAMPLING)
     assert nothing.pass_rate_P().tolist() == [0.0]
     stack = random_stack(env.backbone, 1)
