@@ -171,7 +171,9 @@ class OuterLoop:
         rate_P, diverged_P, kept = self.rates(population.stack, questions)
         students = enumerate(zip(rate_P, population.failed_P.tolist(), diverged_P, strict=True))
         trials = [Trial(p // R, p % R, rate, failed or diverged) for p, (rate, failed, diverged) in students]
-        gains_G = [[t.pass_rate - baseline for t in trials if t.dataset == k and not t.failed] for k in range(G)]
+        # A student's rate is rounded to float32, the baseline's is not: what that alone tells apart is no gain.
+        gain_P = [0.0 if math.isclose(rate, baseline, rel_tol=1e-6) else rate - baseline for rate in rate_P]
+        gains_G = [[gain_P[p] for p, t in enumerate(trials) if t.dataset == k and not t.failed] for k in range(G)]
         return Measurement(*grounded(gains_G), baseline, trials, kept)
 
     def rates(self, students: AdapterStack, questions: list[Problem]) -> tuple[list[float], list[bool], list[Row]]:
