@@ -299,8 +299,12 @@ def train(
     `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True."""
     path, command, paid = Path(out), ["soar.train"], None
     if teacher_reward is not None:
-        if not callable(teacher_reward):
-            raise ConfigError(f"teacher_reward: found {teacher_reward!r:.60}, expected a function of three arguments")
+        try:
+            with suppress(ValueError):  # of one that does not say what it takes
+                inspect.signature(teacher_reward).bind("question sets", "measured", "step")
+        except TypeError as error:
+            found = f"found {teacher_reward!r:.60}, expected a function of three arguments"
+            raise ConfigError(f"teacher_reward: {found} (question sets, measurement, step): {error}") from error
         command.append(f"teacher_reward={getattr(teacher_reward, '__qualname__', repr(teacher_reward))}")
         paid = partial(_paid, teacher_reward)
     with _call(model, problems, options, path) as (config, progress):

@@ -132,6 +132,9 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
     assert step["teacher_reward_G"] == [0.0, 1.0, 2.0] and step["teacher_grad_norm"] > 0
     assert (step["reward_G"], step["promoted"]) == (plain["reward_G"], plain["promoted"]), "what is measured stays"
     assert [number for number, _ in seen] == [0, 1] and seen[0][1] == step["reward_G"]
+    for wrong in (lambda sets, measured: [], lambda *_, must: []):
+        with pytest.raises(ConfigError, match=r"teacher_reward: found <function .*, expected a function of three "):
+            soar.train(recipe="none", teacher_reward=wrong)
     for bad in (0.5, [0.5], [0.5, None, "much"]):
         with pytest.raises(ConfigError, match=r"expected a number or None for each of 3 datasets"):
             api._paid(lambda *_, bad=bad: bad, SimpleNamespace(problems_G_Q=[[], [], []]), None, 0)
