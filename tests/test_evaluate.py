@@ -37,7 +37,7 @@ def test_paired_differences_pair_problems():
     config, a, b = EvaluateConfig(attempts=4, ks=(1,), bootstrap=500), [4, 0, 2, 3], [3, 0, 1, 2]
     entry: dict[str, Any] = evaluate.paired_differences(a, b, config, seed=0)["1"]
     assert entry["difference"] == pytest.approx(3 / 16)
-    assert entry["interval_95"] == list(bootstrap_interval([0.25, 0.0, 0.25, 0.25], 0, 500))
+    assert entry["interval_95"] == list(bootstrap_interval([0.25, 0.0, 0.25, 0.25], 0, 500, floor=-1.0))
     shifted = evaluate.paired_differences([4, 1, 2, 3], [3, 0, 1, 2], config, seed=0)["1"]
     assert shifted["interval_95"] == list(evaluate.nothing_varies(0.25, 4, floor=-1.0))
     with pytest.raises(ValueError, match="zip"):
@@ -105,8 +105,15 @@ def test_intervals_by_hand():
     # 3 x 0.01, 2 x 0.03, then never less than one before it.
     assert evaluate.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert evaluate.holm([0.9, 0.8]) == [1.0, 1.0] and evaluate.holm([]) == []
-    # One of four: at least 3 of 4 draws meet it with 5 %, all with 0.4 %. One of three: all draws meet it with 3.7 %.
-    assert [bootstrap_interval([*[0.0] * n, 1.0], 0, 4000) for n in (3, 2)] == [(0.0, 0.75), (0.0, 1.0)]
+    # Six of seven: at least 3 of 7 draws meet the other one with 6.5 %, 4 with 1 %. One of three: all draws with 3.7 %.
+    six, one = ([*[1.0] * 6, 0.0], [1.0, 0.0, 0.0])
+    assert [bootstrap_interval(row, 0, 4000) for row in (six, one)] == [pytest.approx((4 / 7, 1.0)), (0.0, 1.0)]
+    # Where few are solved Clopper-Pearson's: resampling alone gives one of 96 a lower upper end than none of 96.
+    few = [[*[1.0] * n, *[0.0] * (96 - n)] for n in range(7)]
+    highest = [bootstrap_interval(row, 0, 500)[1] for row in few[:6]]
+    lowest = [bootstrap_interval(row, 0, 500, floor=-1.0)[0] for row in few]
+    assert highest == pytest.approx([clopper_pearson(n, 96)[1] for n in range(6)])
+    assert [low > 0 for low in lowest] == [False] * 6 + [True], "five signs alike have p = 2 / 2^5"
     spread = over_seeds(by_place([0.4, 0.6], [0.5, 0.5], [0.6, 0.6]), 0, 200)
     assert spread["per_seed"] == pytest.approx([0.5, 0.5, 0.6]) and spread["mean"] == pytest.approx(1.6 / 3)
     assert spread["interval_95"] == pytest.approx([1.6 / 3 - 0.1434, 1.6 / 3 + 0.1434], abs=1e-4), "t leads"

@@ -1,8 +1,8 @@
 """Held-out results: attempts counted, pass@k, intervals over problems and over seeds, paired tests. Needs no torch.
 
 Over seeds the t interval of the seeds' means leads; beside it stands the pigeonhole bootstrap (Owen 2007, arXiv 0705.1428),
-which draws seeds and problems with replacement, each problem for all seeds that hold it together. Where nothing varies
-because nothing was solved, resampling says [0, 0]; the Clopper-Pearson interval takes its place.
+which draws seeds and problems with replacement, each problem for all seeds that hold it together. Where nothing was solved,
+resampling says [0, 0], and hardly more where next to nothing was: there Clopper-Pearson's interval counts.
 """
 
 import math
@@ -27,6 +27,7 @@ Interval = tuple[float, float]
 Values = Mapping[str, float]  # problem -> value
 ENDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of a 95 % interval
 BLOCK = 8  # problems of a piece of work; the counts do not depend on it
+FEW = 6  # values that are not 0: fewer of them, all on one side, have p > 0.05 by their signs
 FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many random ones
 
 
@@ -56,15 +57,20 @@ def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, bef
 def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, floor: float = 0.0) -> Interval:
     """Percentile interval of the mean over problems, by resampling problems with replacement.
 
-    Where all values are equal `nothing_varies`. floor: the lowest value that there can be, -1 for differences.
+    Where all values are equal `nothing_varies`; where fewer than FEW are not 0 it reaches as far as Clopper-Pearson's, of
+    what lies above 0 and of what lies below. floor: the lowest value that there can be, -1 for differences.
     """
     values = np.asarray(values_H, dtype=np.float64)
     if len(set(values.tolist())) == 1:
         return nothing_varies(float(values[0]), len(values), floor)
     rng = seeds.generator(seed, "bootstrap")
     picks = rng.integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), ENDS)
-    return float(low), float(high)
+    low, high = map(float, np.quantile(values[picks].mean(axis=1), ENDS))
+    if np.count_nonzero(values) < FEW:  # resampling knows next to nothing of so few
+        above = clopper_pearson(float(values.clip(min=0.0).sum()), len(values))
+        below = clopper_pearson(float(-values.clip(max=0.0).sum()), len(values)) if floor < 0 else (0.0, 0.0)
+        low, high = min(low, above[0] - below[1]), max(high, above[1] - below[0])
+    return low, high
 
 
 def nothing_varies(value: float, trials: int, floor: float = 0.0) -> Interval:
