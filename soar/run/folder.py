@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from soar import files
-from soar.config import HARMLESS, Config, ConfigError, build, difference, load, parse_override, refuse_code
+from soar.config import HARMLESS, Config, ConfigError, build, flat, load, parse_override, refuse_code
 from soar.files import Row
 from soar.report.runs import HASHES, ReportError, mapping, summary_of
 from soar.run.checkpoint import FROM_COPY, OLD_SOAR, Checkpoint, CheckpointStore, Damaged, RunFolderError, read_document
@@ -50,6 +50,23 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             numbers[name] = importlib.metadata.version(name)
     return numbers
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `key: old -> new` for every key that differs between two resolved configs; two ways to one file do not."""
+    a, b = ({key: value for key, value in flat(config).items() if value != {}} for config in (old, new))
+    changed = sorted(key for key in a | b if a.get(key) != b.get(key) and not _one_file(a.get(key), b.get(key)))
+    return [f"{key}: {json.dumps(a.get(key))} -> {json.dumps(b.get(key))}" for key in changed]
+
+
+def _one_file(a: object, b: object) -> bool:
+    """Two ways to one file; of a relative one from another working folder the end tells, and its hash what is in it."""
+    if not isinstance(a, str) or not isinstance(b, str):
+        return False
+    short, long = sorted((a, b), key=os.path.isabs)
+    if os.path.exists(short) or not os.path.isabs(long):
+        return all(map(os.path.exists, (short, long))) and os.path.samefile(short, long)
+    return os.path.exists(long) and long.endswith(f"{os.sep}{os.path.normpath(short)}")
 
 
 def recorded_config(path: Path, overrides: list[str] | None = None) -> Config:

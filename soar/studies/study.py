@@ -20,13 +20,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from soar import seeds
-from soar.config import RECIPES, TRUSTED, Config, Section, difference, find_recipe, load, read_toml
+from soar.config import RECIPES, TRUSTED, Config, Section, find_recipe, load, read_toml
 from soar.files import Row, asset, digest, read_object, sha256_of, visible, write_atomic, write_json
 from soar.loop.evaluate import clopper_pearson, holm, over_seeds, paired_over_seeds, pass_at_k
 from soar.report import text as wording
 from soar.report.page import column, render, step_rows
 from soar.report.runs import HASHES, Arm, ReportError, Run, count, numbers, read_run
-from soar.run.folder import RunFolderError, refuse_links
+from soar.run.folder import RunFolderError, difference, refuse_links
 from soar.run.interrupts import StopRequest
 from soar.types import mean
 
