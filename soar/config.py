@@ -398,27 +398,37 @@ def read_toml(path: Path) -> dict[str, Any]:
     manifest = path.name == "manifest.json"
     try:
         text = path.read_text(encoding="utf-8")
-        return {**parse_json(text)["config"]} if manifest else tomllib.loads(text)
-    except (ValueError, LookupError, TypeError, RecursionError) as error:  # also of what is not UTF-8
+        return {**parse_json(text)["config"]} if manifest else _toml(text)
+    except (ValueError, LookupError, TypeError) as error:  # also of what is not UTF-8
         what = "the manifest of a run" if manifest else "a TOML file"
         hint = "" if manifest or path.suffix == ".toml" else "; a file of problems is given by --problems"
         raise ConfigError(f"{path}: not {what}: {error}{hint}") from error
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+def _toml(text: str) -> dict[str, Any]:
+    """What TOML says. Raises ValueError where it is none, or nested deeper than a manifest may be (`parse_json`)."""
+    with suppress(RecursionError):
+        parse_json(json.dumps(data := tomllib.loads(text), default=str))
+        return data
+    raise ValueError("lists and tables lie too deep in each other")
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
 
 
 def parse_override(text: str) -> dict[str, Any]:
     """`a.b=value` -> {"a": {"b": value}}: the value as TOML where possible, else as text. Raises ConfigError."""
     key, equals, raw = text.partition("=")
     for value in (raw, json.dumps(raw.strip(), ensure_ascii=False)):
-        with suppress(tomllib.TOMLDecodeError):
-            return tomllib.loads(f"{key} {equals} {value}".replace("\x7f", r"\u007f"))  # which JSON leaves as it is
+        try:
+            return _toml(f"{key} {equals} {value}".replace("\x7f", r"\u007f"))  # which JSON leaves as it is
+        except tomllib.TOMLDecodeError:
+            continue
+        except ValueError as error:
+            raise ConfigError(f"--set {key}: {error}") from error
     raise ConfigError(f"--set {text!r}: expected key=value, for example --set teacher.steps=10")
 
 
@@ -473,7 +483,7 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
 def build(data: dict[str, Any], where: str = "config") -> Config:
     """Validate a plain dict into a Config; a key not in it has the default of its place in a whole Config
     (`teacher.optimizer`, `student.optimizer`), not that of its section's class. Raises ConfigError."""
-    return Config.read(_merge(Config().resolved(), data) if isinstance(data, dict) else data, where)
+    return Config.read(_merge(Config().resolved(), data), where)
 
 
 def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
