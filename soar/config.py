@@ -118,6 +118,11 @@ class ProblemsConfig(Section):
     verify_workers: int = Field(0, ge=0)  # 0: one per core, at most 8
     verify_memory_mb: int | None = Field(None, ge=0)  # of a worker; unset: 8,192; 0: no limit
 
+    @property
+    def world(self) -> str:
+        """NAME of a source `world:NAME`; "" for any other."""
+        return self.source.removeprefix("world:") if self.source.startswith("world:") else ""
+
 
 class ScreenConfig(Section):
     """fail@K: a problem is hard when at most `max_successes` of `attempts` rollouts of the base are correct."""

@@ -23,9 +23,9 @@ class Candidates(NamedTuple):
 def candidates(config: Config, revision: str | None = None) -> Candidates:
     """Load those of a config; revision: of the hub dataset that a resumed run began with. Raises ConfigError, DataError."""
     keys = config.problems
-    if keys.source.startswith("world:"):
+    if keys.world:
         try:
-            problems = get_world(keys.source.removeprefix("world:")).problems("hard", keys.limit or 256, config.seed)
+            problems = get_world(keys.world).problems("hard", keys.limit or 256, config.seed)
         except ValueError as error:
             raise ConfigError(f"problems.source = {keys.source!r}, problems.limit = {keys.limit}: {error}") from error
         report = LoadReport(keys.source, rows=len(problems), kept=len(problems))

@@ -83,8 +83,7 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
 
     Raises ConfigError, and DataError for the file.
     """
-    source, count = config.arms.real, config.arms.questions
-    kind, _, world = config.problems.source.partition("world:")
+    source, count, world = config.arms.real, config.arms.questions, config.problems.world
     if source:
         if not material.real:
             problems, report = load_problems(source, origin="arms.real", skip_bad_rows=config.problems.skip_bad_rows)
@@ -93,7 +92,7 @@ def real_problems(env: RolloutEnv, config: Config, material: Material) -> list[P
             problems = arranged(env.verifier.domain, problems, report)
             material.real.extend(usable(env, config, problems, material.say)[0])
         problems = material.real
-    elif kind or not world:
+    elif not world:
         found = f'arms.real = "" and problems.source = {config.problems.source!r} is no embedded world'
         raise ConfigError(f'arms.run has "real", but {found}; set arms.real to a file of easier problems')
     else:
@@ -225,11 +224,11 @@ def oracle(env: RolloutEnv, config: Config, problems: list[Problem]) -> list[tup
 
     Raises NothingLeft where neither is there.
     """
-    questions, source = [p.question for p in problems], config.problems.source
+    questions = [p.question for p in problems]
     if env.verifier.domain.solve is not None:
         answers = env.verifier.solve(questions)
-    elif source.startswith("world:"):
-        answers = list(map(get_world(source.removeprefix("world:")).solve, questions))
+    elif config.problems.world:
+        answers = list(map(get_world(config.problems.world).solve, questions))
     else:
         why = "so nobody knows which are well-posed and which answers correct; give the domain a `solve`"
         raise NothingLeft(f"problems.domain = {config.problems.domain!r} cannot solve questions, {why}")

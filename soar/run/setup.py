@@ -80,10 +80,9 @@ def open_env(config: Config) -> Iterator[RolloutEnv]:
 
 def labelled(config: Config, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with topic, well_posed and correct where the problem source has an exact oracle (for the record only)."""
-    kind, _, name = config.problems.source.partition("world:")
-    if kind or not name:
+    if not config.problems.world:
         return rows
-    world = get_world(name)
+    world = get_world(config.problems.world)
     solved = [(row, *world.read(row["question"])) for row in rows]
     return [
         {**row, "topic": topic, "well_posed": right is not None, "correct": right == row["answer"]}
