@@ -323,31 +323,28 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """What single keys cannot say: the first pair that does not go together is refused."""
-        problems, ks = self.problems, self.evaluate.ks
+        problems, ks, votes, least = self.problems, self.evaluate.ks, self.teacher.votes, self.teacher.agreement
+        prompts, attempts = self.arm_prompts, self.student.attempts
         trained = [arm for arm in self.arms.run if arm not in ("base", "ps")]
-        plain_name = self.name not in ("", ".", "..") and self.name.isprintable() and not set(self.name) & set("/\\")
-        budget = not trained or self.teacher.steps or self.arms.steps or self.arms.tokens
-        oracle = problems.source.startswith("world:") or problems.domain or not ORACLE_ARMS & set(trained)
-        in_128 = 128 % self.student.attempts == 0 and self.arm_prompts * self.student.attempts % 128 == 0
-        votes, least = self.teacher.votes, self.teacher.agreement
-        window = not votes or any(least <= k / votes <= TOO_EASY for k in range(1, votes))
-        for message, fits in {
-            f"name = {self.name!r} is the name of a folder under runs/: it cannot be empty or hold /, \\ or "
-            "what cannot be printed; a run is put elsewhere by --out": plain_name,
-            f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples; raise "
-            "evaluate.attempts or drop the larger k": max(ks) <= self.evaluate.attempts,
-            "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none; set "
-            f"arms.steps or arms.tokens for the arm {trained[0] if trained else ''}": budget,
-            "the arm hard_only_128 makes groups of 128 from prompts of student.attempts: expected attempts that "
-            "divide 128 and arms.prompts_per_step (or student.prompts_per_step) * student.attempts a multiple of 128, "
-            f"found {self.arm_prompts} * {self.student.attempts}": in_128 or "hard_only_128" not in trained,
-            f"arms.run: {', '.join(sorted(ORACLE_ARMS))} need an exact oracle for questions, but problems.source = "
-            f"{problems.source!r}; expected world:NAME or a problems.domain that can solve, or leave them out": oracle,
-            f"teacher.votes = {votes}, teacher.agreement = {least:g}: no number of {votes} votes is that share or more and "
-            f"at most {TOO_EASY}, above which a question is too easy; raise teacher.votes or lower teacher.agreement": window,
-        }.items():
-            if not fits:
-                raise ValueError(message)
+        if self.name in ("", ".", "..") or not self.name.isprintable() or set(self.name) & set("/\\"):
+            expected = "it cannot be empty or hold /, \\ or what cannot be printed; a run is put elsewhere by --out"
+            raise ValueError(f"name = {self.name!r} is the name of a folder under runs/: {expected}")
+        if max(ks) > self.evaluate.attempts:
+            found = f"evaluate.ks asks for pass@{max(ks)} from evaluate.attempts = {self.evaluate.attempts} samples"
+            raise ValueError(f"{found}; raise evaluate.attempts or drop the larger k")
+        if trained and not (self.teacher.steps or self.arms.steps or self.arms.tokens):
+            found = "arms.steps = 0 gives an arm the budget of the outer loop, but teacher.steps = 0: there is none"
+            raise ValueError(f"{found}; set arms.steps or arms.tokens for the arm {trained[0]}")
+        if "hard_only_128" in trained and (128 % attempts or prompts * attempts % 128):
+            wanted = "student.attempts that divide it and, times arms.prompts_per_step (or student's), are a multiple"
+            raise ValueError(f"the arm hard_only_128 makes groups of 128 from {wanted}; found {prompts} * {attempts}")
+        if ORACLE_ARMS & set(trained) and not (problems.world or problems.domain):
+            found = f"{', '.join(sorted(ORACLE_ARMS))} need an exact oracle, not problems.source = {problems.source!r}"
+            raise ValueError(f"arms.run: {found}; expected world:NAME, a domain that can solve, or none of them")
+        if votes and not any(least <= k / votes <= TOO_EASY for k in range(1, votes)):
+            found = f"no number of {votes} votes is that share or more and at most {TOO_EASY}"
+            advice = "above which a question is too easy; raise teacher.votes or lower teacher.agreement"
+            raise ValueError(f"teacher.votes = {votes}, teacher.agreement = {least:g}: {found}, {advice}")
         return self
 
     @property
