@@ -31,6 +31,7 @@ HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood",
 WRITTEN_BY_TEACHER = {"base_t", "teacher_t", "variants"}  # arms whose questions a model writes first
 HINT_TRIES, VARIANT_ATTEMPTS = 8, 10  # hints for a problem; attempts that say how hard a variant is, without votes
 DENSE = ("likelihood", "forced")  # values of reward.mode that need no verifier
+FEWEST_HARD = 4  # hard problems that a run needs, to train on and to hold out
 TOO_EASY = 0.9  # share of the votes for one answer above which a question has nothing to teach
 # Trained on as many promotion questions as the smaller of the well-posed and the correctly answered ones (finding 3).
 ORACLE_ARMS = {"pq_sample", "pq_well_posed", "pq_correct"}

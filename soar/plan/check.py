@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from soar import seeds
-from soar.config import Config
+from soar.config import FEWEST_HARD, Config
 from soar.domains.candidates import HIDDEN, candidates
 from soar.files import Row, asset, clipped, scrub, visible
 from soar.plan.forecast import forecast
@@ -30,7 +30,6 @@ GOLD_SECONDS, GOLD_BATCH = 25.0, 20  # ... and for how long, so that a check of 
 TEACHER_SECONDS, STUDENT_SECONDS = 30.0, 40.0
 ASKED, ATTEMPTS, SHOWN = 24, 4, 5  # problems that the student is asked, how often, attempts that are shown
 LISTED = 10
-FEWEST = 4  # hard problems that a run needs
 LOW_RATE, ENOUGH = 0.1, 16  # share of accepted teacher texts that is little; texts without a problem that count as a no
 HINTS = asset("hints")  # why a teacher text is no problem -> what to do
 
@@ -112,12 +111,12 @@ def check_problems(config: Config) -> tuple[Finding, list[Problem]]:
     advice = "mend the rows that are left out, or go on without them" if loaded.report.dropped else ""
     if HIDDEN in loaded.report.notes:
         advice = "let a domain put them in, as examples/multiple_choice.py:DOMAIN does (docs/domains.md)"
-    if count < FEWEST:
-        advice = f"a run needs at least {FEWEST} hard problems: give more"
+    if count < FEWEST_HARD:
+        advice = f"a run needs at least {FEWEST_HARD} hard problems: give more"
     elif count < 2 * asked and not advice:
         coarser = f"the training half is smaller than reward.questions = {asked}, so rewards are coarser"
         advice = f"{coarser}: give {2 * asked} hard problems or more, or lower reward.questions"
-    return Finding("problems", status_of(count < FEWEST, advice), first, advice, tuple(details)), loaded.problems
+    return Finding("problems", status_of(count < FEWEST_HARD, advice), first, advice, tuple(details)), loaded.problems
 
 
 def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
@@ -144,7 +143,7 @@ def check_golds(config: Config, problems: Sequence[Problem]) -> Finding:
     message, *details = fill("check/golds.txt", **found).split("\n")
     good -= 0 if config.screen.text_golds else len(texts)
     every = checked == len(problems)
-    fails = good * len(problems) < FEWEST * checked  # as many of all as of those that were checked
+    fails = good * len(problems) < FEWEST_HARD * checked  # as many of all as of those that were checked
     advice = [] if every else ["`soar verify FILE --golds` checks all"]
     if fails:
         advice = ["choose another problems.verifier (number, exact, choice, your own) or domain, or mend the answers"]
@@ -216,7 +215,7 @@ def student_finding(env: "RolloutEnv", config: Config, problems: Sequence[Proble
     sampling, seed = config.student.sampling, seeds.derive(config.seed, "check", "student")
     fitting = [problem for problem in problems if env.room(problem, sampling)]
     left_out, context = len(problems) - len(fitting), f"do not fit in the context of {env.backbone.context:,} tokens"
-    if len(fitting) < FEWEST:
+    if len(fitting) < FEWEST_HARD:
         message = f"{left_out:,} of {len(problems):,} problems {context}"
         return Finding("student", "FAIL", message, "lower student.sampling.max_tokens, or take another model")
     asked, before = fitting[:: max(1, len(fitting) // ASKED)][:ASKED], env.tokens

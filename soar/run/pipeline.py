@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from soar import seeds
-from soar.config import Config, ConfigError, TrainedArm
+from soar.config import FEWEST_HARD, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.policy import AdapterStack, concat
 from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
@@ -115,9 +115,9 @@ class Run:
         hard, self.screened = found.problems, found.screened
         of_all = f"{len(hard)} of {len(self.screened)}"
         rule = f"at most {screen.max_successes} of {screen.attempts} attempts correct"
-        if len(hard) < 4:
+        if len(hard) < FEWEST_HARD:
             about = {"screen": screen, "before": left_out_before(found.event), "verifier": self.env.verifier.name}
-            raise DataError(fill("few_hard.txt", of_all=of_all, rule=rule, **about))
+            raise DataError(fill("few_hard.txt", of_all=of_all, rule=rule, fewest=FEWEST_HARD, **about))
         self.hard_train, self.hard_test = split(hard, config.seed, config.problems.test_share)
         halves = {"train": self.hard_train, "test": self.hard_test}
         hard_set = digest([[problem.id for problem in half] for half in halves.values()])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soar import seeds
-from soar.config import Config, ConfigError
+from soar.config import FEWEST_HARD, Config, ConfigError
 from soar.domains.candidates import candidates
 from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
 from soar.loop.arms import usable
@@ -99,8 +99,8 @@ def table_lines(event: Row, config: Config) -> list[str]:
     easier = event["candidates"] - event["hard"] - event["histogram"]["50-100 %"] - event["histogram"]["all"]
     tried = event["hard"] * event["attempts"] * (event["attempts"] > config.screen.max_successes)
     fits = what_fits(config, event["hard_rate"] or 0.0, tried, easier) if tried else ""
-    words = {"left_out": left_out_before(event), "fits": fits}
-    return fill("screen.txt", event=event, config=config, few_mixed=FEW_MIXED, **words).split("\n")
+    words = {"left_out": left_out_before(event), "fits": fits, "few_mixed": FEW_MIXED, "fewest": FEWEST_HARD}
+    return fill("screen.txt", event=event, config=config, **words).split("\n")
 
 
 FIRST_WAVE, GROWTH, MOST_WAVE = 8, 4, 32  # attempts at each problem: 8, 24 more, then 32 at a time
