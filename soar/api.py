@@ -273,8 +273,10 @@ def screen(
     out: the folder of `soar screen`, which goes on with resume=True; without it nothing is kept."""
     beside = None if out is None else Path(out)
     with _call(model, problems, options, beside) as (config, progress), tempfile.TemporaryDirectory() as scratch:
-        progress.now(f"loading {config.model.path}")
-        table, rows = screen_folder(config, beside or Path(scratch) / "screen", resume, ["soar.screen"], progress)
+        place = beside or Path(scratch) / "screen"
+        with RunFolder(place, config, ["soar.screen"], resume, progress.insist) as folder:
+            progress.now(f"loading {config.model.path}")
+            table, rows = screen_folder(folder, config, progress)
     if not rows:
         raise ConfigError("no problem can be used, so there is nothing to screen; the lines `left out` above say why")
     screened, most = Screened(rows), config.screen.max_successes

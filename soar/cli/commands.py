@@ -48,8 +48,7 @@ RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 
 
 def overriding(sets: list[str] | None, workers: str | None, **values: Any) -> list[str]:
-    """`KEY=VALUE` of every option given (neither None nor False; `section__key` is its key), then those of --set. Raises
-    ConfigError for --workers that are neither a number nor an address."""
+    """`KEY=VALUE` of every option given (`section__key`; not None or False), then those of --set. Raises ConfigError."""
     if workers is not None and not workers.isdecimal() and workers != "auto" and ":" not in workers:
         forms = "the address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT"
         more = "how many of them on a cluster says --set cluster.workers=N"
@@ -98,9 +97,7 @@ def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: 
 
 
 HOW_READ = ("problems.source", "problems.limit", "problems.question_column", "problems.answer_column")
-_PUSH = "Upload it to this private Hugging Face repository."
 _ADAPTER = "Adapter folder, may be repeated; without any, the base model alone."
-_ARM = "An arm of arms.run, and what it trains on."
 PATH_KEYS = {"pq": "arms.pq_from", "teacher_t": "arms.teacher_from", "real": "arms.real"}  # --train ARM:PATH
 
 
@@ -168,14 +165,18 @@ def screen(
     """
     overrides = overriding(sets, workers, problems__verifier=verifier, screen__attempts=attempts)
     config = config_of(recipe, model, problems, overrides)
-    with Progress(quiet=quiet) as progress, StopRequest().on_signals(progress.insist) as stop:
+    again = scrub(shlex.join([*context.obj, *([] if resume else ["--resume"])]))
+    with (
+        Progress(quiet=quiet) as progress,
+        StopRequest().on_signals(progress.insist) as stop,
+        folders.RunFolder(out, config, context.obj, resume, progress.insist) as folder,
+    ):
         progress.now(f"loading torch and {config.model.path}, to screen {config.problems.source}")
         from soar.run.screen import screen_folder
 
-        lines, _ = screen_folder(config, out, resume, context.obj, progress, stop)
-    print("\n".join(lines))
+        lines, _ = screen_folder(folder, config, progress, lambda *_: stop.check(f": {again}"))
+    print("\n".join([*lines, f"evidence: {out / 'hard' / 'screen.jsonl'}"]))
     hard = out / "hard.jsonl"
-    print(f"evidence: {out / 'hard' / 'screen.jsonl'}")
     if hard.exists():  # the run that uses it: the same recipe and keys, but for those that say how the file was read
         words = ["soar", "run", *([recipe] if recipe else []), *(["--model", model] if model else [])]
         for text in overrides:
@@ -266,9 +267,7 @@ def report(
     print(page)
 
 
-def doctor(
-    run: Annotated[Path, Argument(metavar="FOLDER", help="Folder of run, screen, student or study.")],
-) -> int:
+def doctor(run: Annotated[Path, Argument(metavar="FOLDER", help="Folder of run, screen, student or study.")]) -> int:
     """Is a folder what its run left: hashes of all files, config, adapters, and the summary recomputed from the events.
 
     One line a check; exit code 0: all is well; 1: something is not.
@@ -325,7 +324,7 @@ def export(
     questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
     with_hard: Annotated[bool, Option("--with-hard", help="Add the hard training half, as for the arm pq.")] = False,
     policy: Annotated[str, Option(help="Of peft: student, teacher, or an arm such as pq.")] = "student",
-    push: Annotated[str | None, Option(metavar="REPO", help=_PUSH)] = None,
+    push: Annotated[str | None, Option(metavar="REPO", help="Upload to this private Hugging Face repository.")] = None,
 ) -> None:
     """Questions for TRL and verl; weights for PEFT. Every export holds a card.
 
@@ -391,7 +390,7 @@ def eval_(
 def student(
     context: Context,
     recipe: Recipe = None,
-    train: Annotated[str | None, Option(metavar="ARM[:PATH]", help=_ARM)] = None,
+    train: Annotated[str | None, Option(metavar="ARM[:PATH]", help="Arm of arms.run, and what it trains on.")] = None,
     out: Annotated[Path | None, Option(help="Folder, in the form of a run folder.")] = None,
     emit: Annotated[Path | None, Option(help="Run folder for the training sets of an outer step, see below.")] = None,
     model: Model = None,

@@ -4,7 +4,6 @@ Attempts are made in waves over all problems: a few at each, then more. Attempt 
 id, n) alone, so the attempts of a problem that is never solved are the same with and without early stopping. A stop is
 heard in the middle of a wave; the calls that were done are kept."""
 
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from soar import seeds
 from soar.config import FEWEST_HARD, Config, ConfigError
 from soar.domains.candidates import candidates
-from soar.files import Row, read_jsonl, read_object, scrub, write_atomic, write_json
+from soar.files import Row, read_jsonl, read_object, write_atomic, write_json
 from soar.loop.arms import usable
 from soar.loop.evaluate import rate_of_unsolved
 from soar.loop.parallel import Tick, map_tasks, no_tick
@@ -25,7 +24,6 @@ from soar.problems.verify import gold_kind
 from soar.report.runs import mapping
 from soar.report.text import fill
 from soar.run.folder import EVIDENCE, RunFolder
-from soar.run.interrupts import StopRequest
 from soar.run.progress import Progress
 from soar.run.ray import check_cluster, open_parallel
 from soar.run.setup import open_env
@@ -309,24 +307,18 @@ def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, 
 
 
 def screen_folder(
-    config: Config, out: Path, resume: bool, command: list[str], progress: Progress, stop: StopRequest | None = None
+    folder: RunFolder, config: Config, progress: Progress, safe_point: Tick = no_tick
 ) -> tuple[list[str], list[tuple[Problem, Screening]]]:
-    """Screen the candidates of a config in the folder `out` (its files: docs/run_folder.md): (table as lines, counts).
-    Raises ConfigError, DataError and RunFolderError; Stopped when `stop` asks for it."""
+    """Screen the candidates of a config in an open folder (its files: docs/run_folder.md): (table as lines, counts).
+    Raises ConfigError, DataError and RunFolderError, and what `safe_point` raises."""
     if config.screen.attempts == 0:
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
     check_cluster(config)
-    with (
-        RunFolder(out, config, command, resume, progress.insist) as folder,
-        open_env(config) as env,
-        open_parallel(config, env, progress.say) as env.parallel,
-    ):
-        again = scrub(shlex.join([*command, *([] if resume else ["--resume"])]))
-        safe_point = partial((stop or StopRequest()).check, f": {again}")
+    with open_env(config) as env, open_parallel(config, env, progress.say) as env.parallel:
         hard = find_hard(env, config, folder, progress, safe_point, reuse=False)
     if hard.problems:
-        hard.write(out / "hard.jsonl", hard.problems)
-    write_json(out / "screen.json", hard.event)
+        hard.write(folder.path / "hard.jsonl", hard.problems)
+    write_json(folder.path / "screen.json", hard.event)
     lines = table_lines(hard.event, config)
-    write_atomic(out / "table.txt", ("\n".join(lines) + "\n").encode())
+    write_atomic(folder.path / "table.txt", ("\n".join(lines) + "\n").encode())
     return lines, hard.screened
