@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import tomllib
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -206,6 +207,11 @@ def clipped(text: str, head: int, tail: int) -> str:
 
 
 SHOWN = {"\n", "\t", "\u200c", "\u200d"}  # the joiners are needed by Persian and by emoji, and harmless
+
+
+def shell_word(path: Path) -> str:
+    """A path as one word, on one line, of a command for a shell (bash, zsh)."""
+    return shlex.quote(str(path)).replace("\n", "'$'\\n''")  # it stands in quotes, which end before it and begin again
 
 
 def visible(text: str) -> str:

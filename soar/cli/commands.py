@@ -16,7 +16,7 @@ from typer import Argument, BadParameter, Context, Option
 
 from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load
-from soar.files import check_place, scrub, storage_errors, visible, write_atomic, write_json
+from soar.files import check_place, scrub, shell_word, storage_errors, visible, write_atomic, write_json
 from soar.plan.check import can_work, check_all, check_data, summary
 from soar.plan.forecast import announce, forecast, memory_lines
 from soar.problems.domain import domain_of
@@ -235,7 +235,7 @@ def init(
         text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", f"{key} = {quoted}", text, flags=re.MULTILINE)
     config_of("small-1gpu", model, problems, overriding(None, None, name=file.stem, problems__verifier=verifier))
     write_atomic(file, text.encode())
-    print(f"{file}\nnext: soar check {shlex.quote(str(file))}")
+    print(f"{file}\nnext: soar check {shell_word(file)}")
 
 
 def watch(
@@ -512,4 +512,4 @@ def review(
         folders.decide_review(run, decision, by or os.environ.get("USER", "unknown"))
     print(fill("review.txt", review=folders.read_review(run)))
     if accept or reject:
-        print(f"continue with: soar run --out {shlex.quote(str(run))} --resume")  # whoever made it may not be trusted
+        print(f"continue with: soar run --out {shell_word(run)} --resume")  # whoever made it may not be trusted

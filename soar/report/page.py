@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from soar.config import DENSE
-from soar.files import Row, asset, clipped, visible, write_atomic
+from soar.files import Row, asset, clipped, shell_word, visible, write_atomic
 from soar.loop.evaluate import told_apart
 from soar.report import text as wording
 from soar.report.runs import Arm, Run, count, mapping, number, numbers, read_arm, read_run
@@ -365,5 +365,5 @@ def report_at_the_end(run_dir: Path, say: Callable[[str], None]) -> None:
         raise
     except Exception as error:  # whatever it is: the run's results are written and do not depend on the page
         why = f"({type(error).__name__}: {error}); everything else of the run is saved"
-        advice = f"Another version may make it: soar report {shlex.quote(str(run_dir))}"
+        advice = f"Another version may make it: soar report {shell_word(run_dir)}"
         say(f"report.html could not be made {why}. {advice}")

@@ -7,7 +7,6 @@ checkpoint stays in force. A closed terminal sends SIGHUP more than once, so tha
 import ctypes
 import multiprocessing
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Self
 
 from soar.config import LimitsConfig, named_code
 from soar.engine.memory import is_out_of_memory
-from soar.files import read_object
+from soar.files import read_object, shell_word
 from soar.types import Interrupted
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
@@ -140,7 +139,7 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
 def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
     """The command that continues the run in a folder; past limits.max_tokens with as many tokens again."""
     more = f" --max-tokens {tokens + limits.max_tokens}" if limits and 0 < limits.max_tokens <= tokens else ""
-    return f"soar run --out {shlex.quote(str(folder))} --resume{trust_word(folder)}{more}"
+    return f"soar run --out {shell_word(folder)} --resume{trust_word(folder)}{more}"
 
 
 def trust_word(folder: Path) -> str:

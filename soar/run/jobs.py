@@ -5,7 +5,6 @@ until there is a result of every set in `sets/STEP/results`. Teacher, base model
 
 import importlib.util
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from soar.config import ConfigError, Section, resolve_path
 from soar.engine.policy import AdapterStack, concat
-from soar.files import Row, finite, read_object, write_atomic, write_json
+from soar.files import Row, finite, read_object, shell_word, write_atomic, write_json
 from soar.loop.arms import read_adapter
 from soar.loop.population import Population
 from soar.loop.teacher import Measurement, OuterLoop
@@ -64,7 +63,7 @@ class FileLoop(OuterLoop):
         super().__init__(*given)
         self.folder, self.say, self.save = folder.path, folder.say, save
         self.results: list[Result] = []
-        self.go_on = f"soar measure {shlex.quote(str(folder.path))}{trust_word(folder.path)}"  # reads the results
+        self.go_on = f"soar measure {shell_word(folder.path)}{trust_word(folder.path)}"  # reads the results
 
     def write(self) -> QuestionSets:
         """Once for a step, however often it is begun again."""

@@ -1,6 +1,5 @@
 """A whole run, stage by stage; each can stop at its safe points and goes on from there. `measure` is `soar eval`."""
 
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -14,7 +13,7 @@ from soar import seeds
 from soar.config import FEWEST_HARD, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.policy import AdapterStack, concat
-from soar.files import Row, digest, finite, json_bytes, scrub, storage_errors, write_atomic, write_json
+from soar.files import Row, digest, finite, json_bytes, scrub, shell_word, storage_errors, write_atomic, write_json
 from soar.loop import arms
 from soar.loop.evaluate import count_correct, results_of, summarize
 from soar.loop.rollout import RolloutEnv
@@ -206,7 +205,7 @@ class Run:
         promotion, step = finite(pending.promotion), pending.promotion["step"]
         answer = ask_review(path, promotion, finite(pending.rows))
         if answer is None:
-            show, go_on = f"soar review {shlex.quote(str(path))}", resume_command(path)
+            show, go_on = f"soar review {shell_word(path)}", resume_command(path)
             advice = f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`"
             raise Stopped(f"the promotion of outer step {step} waits for a person", advice)
         decision, by = answer
