@@ -2,7 +2,8 @@
 
 Each takes a model (folder, hub id, or a loaded one with its tokenizer), problems (file, hub id, `world:NAME`, DataFrame,
 `datasets.Dataset`, list of dicts or of `Problem`), a recipe for what is not said, and any config key in `settings`. A
-verifier or a teacher reward can be a function. What they return prints, and plots with `.plot()`. They raise UserError."""
+verifier or a teacher reward can be a function. What they return prints, and plots with `.plot()`. They raise UserError.
+"""
 
 import ast
 import builtins
@@ -46,7 +47,8 @@ class Options(TypedDict, total=False):
     """What every function takes by name beside its own arguments.
 
     tokenizer: of a loaded model. recipe: what is not said (default: small-1gpu). verifier: a built-in one,
-    `file.py:function` or a function. settings: any config key. quiet: keep progress off standard error."""
+    `file.py:function` or a function. settings: any config key. quiet: keep progress off standard error.
+    """
 
     tokenizer: Any
     recipe: str | Path | None
@@ -88,7 +90,8 @@ class Screened(Shown, list[tuple[Problem, Screening]]):
 class Evaluations(Shown, dict[str, dict[str, Any]]):
     """Policy -> `pass_at` and `interval_95` by k as text ("1"), `correct` attempts of each problem, and more.
 
-    problems: what was asked, in the order of `correct`; table: what `soar eval` prints."""
+    problems: what was asked, in the order of `correct`; table: what `soar eval` prints.
+    """
 
     problems: list[Problem]
 
@@ -156,7 +159,8 @@ def verifier_name(verifier: Verifier, place: Path, undo: ExitStack) -> str:
     """The config's name of a verifier: itself, or `file.py:function` of a function, which worker processes import.
 
     A function typed in a notebook is kept as `place`.NAME_verifier.py, with what it uses of the notebook (`keep`). Raises
-    ConfigError for one that has no name there (a lambda, a method) or cannot be written down."""
+    ConfigError for one that has no name there (a lambda, a method) or cannot be written down.
+    """
     if isinstance(verifier, str):
         return verifier
     name = getattr(verifier, "__qualname__", repr(verifier))
@@ -270,7 +274,8 @@ def screen(
 ) -> Screened:
     """How often the base model solves each problem, in `screen.attempts` attempts.
 
-    out: the folder of `soar screen`, which goes on with resume=True; without it nothing is kept."""
+    out: the folder of `soar screen`, which goes on with resume=True; without it nothing is kept.
+    """
     beside = None if out is None else Path(out)
     with _call(model, problems, options, beside) as (config, progress), tempfile.TemporaryDirectory() as scratch:
         place = beside or Path(scratch) / "screen"
@@ -298,7 +303,8 @@ def train(
     What is in memory is kept beside it (`OUT.problems.jsonl`, `OUT.model`, `OUT.NAME_verifier.py`). teacher_reward: what a
     dataset earns, in place of `teacher.reward`, from `soar.loop.write.QuestionSets`, `soar.loop.teacher.Measurement` and the
     number of the outer step (None: nothing); promotion still goes by measured improvement. Raises
-    `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True."""
+    `soar.run.interrupts.Stopped` for a run that pauses at a limit or for a review: call again with resume=True.
+    """
     path, command, paid = Path(out), ["soar.train"], None
     if teacher_reward is not None:
         try:
@@ -338,7 +344,8 @@ def arms(
     """Train and measure arms side by side with the base model, without an outer loop (`soar student`).
 
     names: as in `arms.run`. Questions or the teacher of another run: settings={"arms.pq_from": RUN} or
-    {"arms.teacher_from": RUN}; a file of easier problems: {"arms.real": FILE}. options: as of `train`."""
+    {"arms.teacher_from": RUN}; a file of easier problems: {"arms.real": FILE}. options: as of `train`.
+    """
     fixed = {"teacher.steps": 0, "arms.run": ["base", *([names] if isinstance(names, str) else names)]}
     settings = {"arms.pq_steps": 0, **_named("settings", options.pop("settings", None)), **fixed}
     return train(model, problems, out, settings=settings, **options)
@@ -353,7 +360,8 @@ def evaluate(
     """pass@k of the base model (`base`) and of adapters of a run, all with the same seeds on the same problems.
 
     adapters: name -> adapter folder, for example `{"student": "runs/mine/student"}`. The config has to fit the adapters
-    (`model.adapter`, `model.lora_rank`)."""
+    (`model.adapter`, `model.lora_rank`).
+    """
     paths = {name: Path(folder) for name, folder in _named("adapters", adapters).items()}
     unset = {} if problems is None else ELSEWHERE
     options["settings"] = {**unset, **_named("settings", options.get("settings")), "arms.run": []}

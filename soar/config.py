@@ -1,7 +1,8 @@
 """Configuration: every key with its type, default and meaning, and how a recipe becomes a config.
 
 Defaults are the paper's setting (arXiv 2601.18778, experimental setup) unless the comment behind a key says otherwise;
-docs/config.md is made from those comments. `load` merges defaults, the recipe (a TOML file) and `--set a.b=value`."""
+docs/config.md is made from those comments.
+"""
 
 import difflib
 import json
@@ -360,7 +361,8 @@ class Config(Section):
 
     def arm_steps(self, arm: str, spent: float) -> int:
         """RLOO steps of an arm: arms.pq_steps but for Hard-Only, else arms.steps, else those that take as many student
-        rollouts as the outer loop `spent`, rounded up; with arms.tokens more than it can need."""
+        rollouts as the outer loop `spent`, rounded up; with arms.tokens more than it can need.
+        """
         per_step = self.arm_prompts * self.student.attempts
         if self.arms.tokens:
             return 1 + self.arms.tokens // per_step
@@ -469,8 +471,7 @@ def refuse_code(path: Path, config: object) -> None:
 
 
 def load(recipe: str | None = None, overrides: list[str] | None = None, model_named: bool = False) -> Config:
-    """Config from a recipe (None: built-in `tiny`) and `--set` overrides; model_named: they have to say model and problems.
-    Raises ConfigError naming file or override, key, what was found and what is expected."""
+    """Config of a recipe (None: `tiny`) and `--set`; model_named: they have to say model and problems. Raises ConfigError."""
     path = find_recipe(recipe or "tiny")
     data = reduce(_merge, map(parse_override, overrides or []), read_toml(path))
     if model_named and isinstance(model := data.get("model", {}), dict) and "path" not in model:
@@ -484,8 +485,7 @@ def load(recipe: str | None = None, overrides: list[str] | None = None, model_na
 
 
 def build(data: dict[str, Any], where: str = "config") -> Config:
-    """Validate a plain dict into a Config; a key not in it has the default of its place in a whole Config
-    (`teacher.optimizer`, `student.optimizer`), not that of its section's class. Raises ConfigError."""
+    """A Config of a plain dict; a key not in it has its default in a whole Config, not of its class. Raises ConfigError."""
     return Config.read(_merge(Config().resolved(), data), where)
 
 
@@ -499,9 +499,7 @@ def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def resolve_path(path: str) -> str:
-    """`builtin:NAME` -> folder inside the package, `~` -> home, a folder -> its whole path; a hub id is unchanged.
-
-    Raises ConfigError with the known names."""
+    """`builtin:NAME` -> its folder, `~` -> home, a folder -> its whole path; a hub id as it is. Raises ConfigError."""
     if not path.startswith("builtin:"):
         place = os.path.expanduser(path)
         return os.path.abspath(place) if os.path.isdir(place) else place

@@ -1,8 +1,8 @@
 """Files replaced whole, JSON read with notes on what is wrong with it, and texts made safe to write and to show.
 
-A reader sees the old content of a file or the new, never half of it; what is written has reached the disk before the name
-points at it, so it survives a loss of power. `scrub` takes secrets out, but for those in problem files and in a model's
-text, which are data; `visible` shows every character that could hide or reorder something."""
+A reader sees the old content of a file or the new, never half of it, also after a loss of power. `scrub` takes secrets out,
+but for those in problem files and in a model's text, which are data.
+"""
 
 import errno
 import hashlib
@@ -39,8 +39,7 @@ LEADS = [re.compile(lead) for lead in SECRETS["leads"]]
 
 
 def scrub(value: T, environment: Mapping[str, str] = os.environ) -> T:
-    """The value with every secret in its texts replaced by `[hidden]`, at any depth of lists and dicts. One is known by the
-    name of its environment variable or by its form; of a URL user, query and fragment are hidden."""
+    """The value with every secret in its texts, at any depth, as `[hidden]`: by the name of its variable or by its form."""
     secrets = {text for name, text in environment.items() if NAMES.search(name) and len(text) >= SHORTEST}
 
     def scrubbed(leaf: Any) -> Any:
@@ -149,8 +148,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
-    """A line of JSON as UTF-8; a lone surrogate, as in a file name that is not UTF-8, as its JSON escape. Raises ValueError
-    for NaN and infinity, which JSON does not have."""
+    """A line of JSON as UTF-8, a lone surrogate (of a file name) as its escape. Raises ValueError for NaN and infinity."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8", "backslashreplace")
 
@@ -176,8 +174,7 @@ def read_object(path: Path) -> tuple[Row, list[str]]:
 
 
 def read_jsonl(path: Path, name: str | None = None) -> tuple[list[Row], list[str]]:
-    """The JSON objects of a file, one a line, and notes on lines that were left out; a missing file is no rows. A last line
-    without its end is normal while a run is writing or after it was killed."""
+    """The JSON objects of a file, one a line, and notes on lines left out; the last is half there while a run is writing."""
     name = name or path.name
     if (why := no_file(path)) is not None:
         return [], [f"{name} is {why}"]
@@ -215,8 +212,7 @@ def shell_word(path: Path) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` with every character that could hide or reorder something (control, direction, invisible format, lone
-    surrogate) as its code point in the angle brackets U+27E8 and U+27E9: `U+202E`. Line ends and tabs stay."""
+    """`text` with what could hide or reorder it as code points in U+27E8 and U+27E9: `U+202E`. Line ends and tabs stay."""
     if text.isascii() and text.isprintable():
         return text
     hidden = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}

@@ -1,5 +1,4 @@
-"""Seeds: every random stream is derived from the run seed and its place in the loop, never from a clock. So no generator
-state is saved anywhere: a step that is done again draws the same numbers."""
+"""Seeds: every random stream is derived from the run seed and its place in the loop, so that no state of one is saved."""
 
 import hashlib
 
@@ -29,8 +28,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed_B: np.ndarray, steps: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float32 [B, steps]: entry (b, t) depends on seed_B[b] and t alone, so a row's draws depend
-    neither on which rows share its batch nor on how many tokens are allowed."""
+    """Uniform numbers in [0, 1), float32 [B, steps]: entry (b, t) depends on seed_B[b] and t alone, not on its batch."""
     counter_T = np.arange(1, steps + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         base_B = _mix(seed_B.astype(np.uint64) + _GOLDEN)

@@ -43,8 +43,7 @@ def _soar(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the `soar` command; returns the exit code: 0 done, 1 refused or failed, 2 wrong usage, 3 paused (a
-    limit, or a promotion on hold), 130 and 143 stopped by SIGINT and SIGTERM."""
+    """The `soar` command; returns 0 done, 1 refused or failed, 2 wrong usage, 3 paused, 130 and 143 stopped by a signal."""
     words = sys.argv[1:] if argv is None else argv
     again = "; continue with --resume" if {*words[:1]} & {"screen", "run", "student", "study"} else ""
     if not os.environ.get("COLUMNS", "80").strip("0"):

@@ -443,8 +443,7 @@ def measure(context: Context, run: RunFolder, quiet: Quiet = False) -> None:
 def student_config(
     train: str, recipe: str | None, model: str | None, problems: str | None, overrides: list[str], steps: int | None
 ) -> Config:
-    """The run that trains the student: no outer loop, the arms base and the one of --train. Without a recipe, `pq:RUN` and
-    `teacher_t:RUN` take the config of that run, and its screening. Raises ConfigError."""
+    """The run of --train; without a recipe `pq:RUN` and `teacher_t:RUN` bring config and screening. Raises ConfigError."""
     arm, _, place = train.partition(":")
     key = PATH_KEYS.get("pq" if arm.startswith("pq") else arm)
     if bool(key) != bool(place):

@@ -20,7 +20,8 @@ SHOWN = 200  # characters of an answer that are kept for the listing, of a whole
 class Grades:
     """columns: what was read. counts: rows per verdict. agree: rows where verdict and label agree, None without labels.
     listed: the first rows that are not correct, or that the label judges otherwise. texts: gold answers comparable only as
-    text, where these are checked against themselves."""
+    text, where these are checked against themselves.
+    """
 
     columns: dict[str, str]
     counts: Counter[Verdict] = field(default_factory=Counter)
@@ -37,7 +38,8 @@ def grade_file(
     source: str, pool: VerifierPool, asked: dict[str, str | None], golds: bool = False, most: int = 10
 ) -> Grades:
     """Grade every row of a JSONL, JSON, CSV or parquet file. asked: names of the columns `completion`, `gold`, `label`,
-    None for the usual. golds: each against itself. most: rows listed. Raises DataError with file and line, VerifierError."""
+    None for the usual. golds: each against itself. most: rows listed. Raises DataError with file and line, VerifierError.
+    """
     rows, grades, report = file_rows(source), None, LoadReport(source)
     while block := list(islice(rows, BLOCK)):
         grades = grades or Grades(_columns(block[0], asked, golds), agree=0 if asked.get("label") else None)

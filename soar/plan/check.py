@@ -1,7 +1,8 @@
 """Whether a run can work: the findings of `soar check`; those without the model begin `soar run --dry-run` too.
 
-Making them raises nothing that a user can mend, and trains nothing: the teacher's samples are those of the untrained model,
-so its first outer step will look like them. Torch is imported only for the model."""
+Nothing is trained: the teacher's samples are those of the untrained model, as its first outer step will be. Torch is
+imported only for the model.
+"""
 
 import time
 from collections import Counter

@@ -1,8 +1,9 @@
-"""What a run computes and how long that takes, before it begins (`soar run --dry-run`).
+"""What a run computes and how long that takes, before anything is loaded (`soar run --dry-run`).
 
-It is told before anything is loaded. Counts of rollouts and tokens follow from the config and from what is assumed
-(printed). Time is counts over measured rates in one process (`TABLE`). Left out: loading, writing files, what promotions
-add and screen.early_stop saves, measurements on the way (`evaluate.every`)."""
+Counts of rollouts and tokens follow from the config and from what is assumed (printed). Time is counts over measured rates
+in one process (`TABLE`). Left out: loading, writing files, what promotions add and screen.early_stop saves, measurements on
+the way (`evaluate.every`).
+"""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +31,8 @@ TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate"
 
 def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[str, float]:
     """What the config does not say, or what is given: half of every token budget is used, 30 % of the candidates are hard.
-    Tokens are means a row; every row is trained on (where all attempts fail and there is no KL term, it is cheaper)."""
+    Tokens are means a row; every row is trained on (where all attempts fail and there is no KL term, it is cheaper).
+    """
     values = {
         "candidates": float(config.problems.limit or 1000),
         "hard_share": 1.0 if screened_before(config) else 0.3,
@@ -124,8 +126,9 @@ def _arm(arm: str, config: Config, a: Mapping[str, float], hard_train: float, lo
 
 
 class Rates(NamedTuple):
-    """Tokens a second of a model of so many parameters, 16 adapters, no KL term; source: where they were measured. arms:
-    pace of the arms by these rates; on a CPU they train one after another."""
+    """Tokens a second of a model of so many parameters, 16 adapters, no KL term; source: where they were measured.
+    arms: pace of the arms by these rates; on a CPU they train one after another.
+    """
 
     parameters: float
     decode: float

@@ -91,7 +91,8 @@ class CheckpointStore:
 
     def load(self, fits: Callable[[Checkpoint], None], say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; None when there is none. fits(checkpoint) raises Damaged when the files
-        beside it are not those it counts on. say: told of each that is not whole. Raises RunFolderError when none is."""
+        beside it are not those it counts on. say: told of each that is not whole. Raises RunFolderError when none is.
+        """
         damage: list[str] = []
         folders = [path for path in self.folder.glob("*") if re.fullmatch(r"[0-9]{6,}", path.name) and path.is_dir()]
         for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):

@@ -3,7 +3,8 @@
 A contract that other tools read; docs/run_folder.md has the fields. JSONL files only grow, and a resumed run cuts off what
 came after its checkpoint. With promotion.review a run ends at every promotion, for `soar review` to decide. `examine` tells
 whether a folder is still what its run left: every file can be read and no event stands twice; the files are those of
-hashes.json; the config is that of the last checkpoint; summary.json, the times excepted, follows from metrics.jsonl."""
+hashes.json; the config is that of the last checkpoint; summary.json, the times excepted, follows from metrics.jsonl.
+"""
 
 import hashlib
 import importlib.metadata
@@ -81,8 +82,9 @@ def recorded_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def recorded_sets(definition: Path, seeds: Sequence[int]) -> list[str]:
-    """The `--set` overrides that a study was begun with, by its definition.json; none where they are no list of texts. Raises
-    ConfigError for one that names code or a server in the cell of a seed, unless the folder is trusted."""
+    """The `--set` overrides in a study's definition.json; none where they are no list of texts.
+    Raises ConfigError for one that names code or a server in the cell of a seed, unless the folder is trusted.
+    """
     extra = files.read_object(definition)[0].get("extra")
     sets: list[str] = extra if isinstance(extra, list) and all(isinstance(text, str) for text in extra) else []
     for text in (text.replace("{seed}", str(seed)) for text in sets for seed in seeds):
@@ -128,8 +130,8 @@ def _no_run(path: Path) -> RunFolderError:
 class RunFolder(AbstractContextManager["RunFolder"]):
     """An open run folder, held by one process; a new one has its manifest with `note_hashes`. say: told what changed on
     resume, and damage that is passed over. Raises RunFolderError when it holds a run and `resume` is False, another process
-    holds it, there is nothing to resume, or the config differs from the recorded one in a key that decides results;
-    Interrupted when it cannot be written."""
+    holds it, there is nothing to resume, or a key that decides results differs; Interrupted when it cannot be written.
+    """
 
     def __init__(
         self, path: Path, config: Config, command: list[str], resume: bool = False, say: Callable[[str], Any] = print
@@ -201,8 +203,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         return manifest
 
     def note_hashes(self, **hashes: str) -> None:
-        """Add hashes to the manifest, and write it where it is not written yet. Raises RunFolderError when a recorded one
-        differs (model or data changed), or as `check` does."""
+        """Add hashes to the manifest. Raises RunFolderError when a recorded one differs (model, data), or as `check` does."""
         self.check()
         for name, value in hashes.items():
             if (old := self.manifest["hashes"].get(name, value)) != value:
@@ -257,7 +258,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def rows(self, name: str, sound: Callable[[Row, int], bool] = lambda row, number: True) -> list[Row]:
         """All lines of a JSONL file ([] when absent); a half-written last line is cut off. At a damaged line, or one that is
-        not sound(object, number), the screening is cut and made again; another file raises RunFolderError."""
+        not sound(object, number), the screening is cut and made again; another file raises RunFolderError.
+        """
         self.check()
         path, size, rows = self.path / name, 0, list[Row]()
         content = path.read_bytes() if path.is_file() else b""
@@ -295,9 +297,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._remember(*(f"hard/{path.name}" for path in self.path.glob("hard/*")))
 
     def load(self) -> Checkpoint | None:
-        """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet. A damaged one
-        is passed over, and that is said. Raises RunFolderError when none is left, when there is none
-        though there was one, or the manifest holds another config."""
+        """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
+        Raises RunFolderError when all are damaged, there is none though there was one, or the manifest has another config.
+        """
         checkpoint = self._checkpoints.load(self._check_beside, self.say)
         rows = (row for name in STREAMS for row in files.read_jsonl(self.path / name)[0])
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):

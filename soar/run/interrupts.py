@@ -2,7 +2,8 @@
 
 The first Ctrl-C (or SIGTERM, which batch systems send before they kill; SIGHUP, when a terminal is closed; SIGQUIT) lets
 the step in hand finish and be saved; the second ends the process at once, which loses no more than a kill would: the last
-checkpoint stays in force. A closed terminal sends SIGHUP more than once, so that one never counts as a second."""
+checkpoint stays in force. A closed terminal sends SIGHUP more than once, so that one never counts as a second.
+"""
 
 import ctypes
 import multiprocessing
@@ -81,8 +82,9 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[Self]:
-        """Within the block, the signals in HEARD ask to stop, and a second one ends the process and its workers; under nohup
-        SIGHUP stays ignored. Only the main thread can listen to signals; in another one the block changes nothing."""
+        """Within the block, the signals in HEARD ask to stop, and a second one ends the process and its workers.
+        Under nohup SIGHUP stays ignored. Only the main thread listens to signals; in another one the block changes nothing.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

@@ -1,7 +1,8 @@
 """Students that another trainer trains: the sets of an outer step go out as files, pass rates or adapters come back.
 
 `soar student --emit` begins such a run, `soar measure` goes on with it: the loop stops, saved, where students would train,
-until there is a result of every set in `sets/STEP/results`. Teacher, base model and the measurement of adapters stay here."""
+until there is a result of every set in `sets/STEP/results`. Teacher, base model and the measurement of adapters stay here.
+"""
 
 import importlib.util
 import json
@@ -77,7 +78,8 @@ class FileLoop(OuterLoop):
     def teach(self, question_sets: QuestionSets) -> Population:
         """The students that came back, those known by their pass rate alone as the baseline.
 
-        Raises Stopped while there are no results, ConfigError for those that cannot be used."""
+        Raises Stopped while there are no results, ConfigError for those that cannot be used.
+        """
         student, state = self.config.student, self.state
         names = [f"{k}-{j}" for k in range(self.config.teacher.datasets) for j in range(student.repeats)]
         place = self.folder / "sets" / f"{state.step:04d}"

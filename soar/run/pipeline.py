@@ -39,8 +39,7 @@ from soar.types import Interrupted, Problem, Screening, UserError
 
 @dataclass
 class Run:
-    """One run in its folder; `execute` does what is left of it. stop: asked at every safe point.
-    teacher_reward: what a dataset earns the teacher, see `OuterLoop`."""
+    """One run in its folder; `execute` does what is left of it, and asks `stop` at every safe point."""
 
     config: Config
     folder: RunFolder
@@ -382,7 +381,8 @@ def execute(
     teacher_reward: TeacherReward | None = None,
 ) -> Row:
     """Run `config` in an open folder; returns the summary. Raises ConfigError, DataError, RunFolderError; Stopped when
-    `stop`, a limit or a promotion on hold ends it; TeacherError and Interrupted with the state kept."""
+    `stop`, a limit or a promotion on hold ends it; TeacherError and Interrupted with the state kept.
+    """
     check_cluster(config)
     with (
         closing(Loggers(config, folder.path, progress.say)) as folder.on_events,
@@ -404,7 +404,8 @@ def measure(config: Config, adapters: dict[str, Path], progress: Progress) -> tu
 
     Returns problems (source, sha256, count, ids, left_out), attempts, temperature, seed, policies (name -> pass_at and
     interval_95 for k = 1..attempts, correct counts) and paired (`NAME - base` -> k -> difference with interval), and the
-    problems themselves. Raises UserError when no problem can be used, ConfigError for an adapter named `base`."""
+    problems themselves. Raises UserError when no problem can be used, ConfigError for an adapter named `base`.
+    """
     if "base" in adapters:
         raise ConfigError("an adapter is named 'base', as the base model is: give another name, or a longer path to it")
     loaded = candidates(config)

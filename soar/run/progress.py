@@ -32,8 +32,9 @@ class SteadyConsole(Console):
 
 
 class Progress:
-    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off. plan:
-    tasks of a whole run in order -> expected seconds, right in proportion alone. file: where it notes how far the run is."""
+    """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off.
+    plan: tasks of a whole run in order -> expected seconds, right in proportion alone. file: where it notes how far it is.
+    """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
@@ -127,8 +128,7 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int, transient: bool = False) -> Iterator[Callable[..., None]]:
-        """A bar, or plain lines with a time estimate. Yields what moves it, from any thread: by a number of items, or to so
-        many `completed` of `total` for a task that starts again."""
+        """A bar, or plain lines. Yields what moves it, from any thread: by items, or to so many `completed` of `total`."""
         self.now("")
         bar = self.bars.add_task(name, total=max(1, total), run="")
 

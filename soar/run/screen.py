@@ -2,7 +2,8 @@
 
 Attempts are made in waves over all problems: a few at each, then more. Attempt n at a problem draws from (seed, problem
 id, n) alone, so the attempts of a problem that is never solved are the same with and without early stopping. A stop is
-heard in the middle of a wave; the calls that were done are kept."""
+heard in the middle of a wave; the calls that were done are kept.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +42,9 @@ FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as goo
 
 
 def screen_event(found: Mapping[str, Screening], config: Config) -> Row:
-    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see (None where nothing was
-    attempted, and where attempts ended early: rates of problems that were left at their first success are too high)."""
+    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see.
+    None where nothing was attempted, or attempts ended early: rates of problems left at their first success are too high.
+    """
     rows = list(found.values())
     histogram = dict.fromkeys(dict(BUCKETS).values(), 0)
     group, attempts = config.student.attempts, sum(row.attempts for row in rows)
@@ -80,7 +82,8 @@ def planned_rollouts(config: Config) -> int:
 
 def what_fits(config: Config, rate: float, tried: int, easier: int | None = None) -> str:
     """What to train first, and where that was measured, as lines. rate: share of attempts at the training problems that the
-    base model solves, 0 for none of `tried`. easier: candidates that it solves now and then; None where nobody looked."""
+    base model solves, 0 for none of `tried`. easier: candidates that it solves now and then; None where nobody looked.
+    """
     planned, step = planned_rollouts(config), config.arm_prompts * config.student.attempts
     most = rate or min(1.0, 3 / tried)  # none of n: the rate is under 3 / n with 95 %
     found: Row = {"rate": rate, "tried": tried, "easier": easier, "few": FEW_SOLVABLE}
@@ -162,7 +165,8 @@ def screen(
     """Screen every problem; the counts so far go to hard/screen.jsonl call by call, where the last line of an id counts.
     Calls are cut from the whole list, so a resumed screening computes with the batches of an uninterrupted one. Rows of
     another run may have another seed, which the rest is then drawn with too; rows made in another way raise DataError.
-    on_attempts(done, total): within calls too, from any thread; it may raise. Returns problem id -> Screening."""
+    on_attempts(done, total): within calls too, from any thread; it may raise. Returns problem id -> Screening.
+    """
     if not (kept := folder.rows(EVIDENCE, partial(_sound, config.screen.attempts))):
         folder.append(EVIDENCE, kept := [{"evidence": evidence}])
     recorded, wanted = kept[0]["evidence"], {key: value for key, value in evidence.items() if key not in FREE}
@@ -252,9 +256,10 @@ class HardSet(NamedTuple):
 def find_hard(
     env: RolloutEnv, config: Config, folder: RunFolder, progress: Progress, safe_point: Tick, reuse: bool = True
 ) -> HardSet:
-    """Load, leave out what cannot be used, screen (nothing with screen.attempts = 0), select. safe_point: called on the
-    way; may raise. reuse: a problem file with its evidence beside it is not screened again. Raises ConfigError, DataError,
-    and RunFolderError when model, problems or prompts changed since the folder was begun."""
+    """Load, leave out what cannot be used, screen (nothing with screen.attempts = 0), select. safe_point: may raise. reuse:
+    a problem file with its evidence beside it is not screened again. Raises ConfigError, DataError, and RunFolderError when
+    model, problems or prompts changed since the folder was begun.
+    """
     loaded = candidates(config, folder.manifest["hashes"].get("dataset_revision"))
     domain, evidence = env.verifier.domain, evidence_key(config, env)
     env.share(loaded.problems)
@@ -295,8 +300,9 @@ def find_hard(
 
 
 def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, Path] | None:
-    """(counts by id, evidence, its file) of the screening that lies beside the problem file; None where there is none.
-    Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`)."""
+    """(counts by id, evidence, its file) of the screening beside the problem file; None where there is none.
+    Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`).
+    """
     if (file := hard_file(config.problems.source)) is None:
         return None
     where, (problems, screenings, evidence) = evidence_path(file), read_hard(file)
@@ -309,8 +315,7 @@ def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, 
 def screen_folder(
     folder: RunFolder, config: Config, progress: Progress, safe_point: Tick = no_tick
 ) -> tuple[list[str], list[tuple[Problem, Screening]]]:
-    """Screen the candidates of a config in an open folder (its files: docs/run_folder.md): (table as lines, counts).
-    Raises ConfigError, DataError and RunFolderError, and what `safe_point` raises."""
+    """Screen a config in an open folder: (table as lines, counts). Raises ConfigError, DataError, RunFolderError."""
     if config.screen.attempts == 0:
         raise ConfigError("screen.attempts = 0: a screening needs at least one attempt at each problem; 128 is usual")
     check_cluster(config)

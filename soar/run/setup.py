@@ -126,7 +126,8 @@ class Pending:
 @dataclass
 class RunState:
     """What a checkpoint holds: the stage to do next, the loop's state, arms, a promotion on hold, seconds per phase.
-    tokens: sampled since screening; arm_tokens: of an arm, by what for; arm_progress: arms amid their training."""
+    tokens: sampled since screening; arm_tokens: of an arm, by what for; arm_progress: arms amid their training.
+    """
 
     stage: Stage
     loop: LoopState
@@ -164,8 +165,9 @@ class RunState:
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, backbone: Backbone, config: Config) -> "RunState":
-        """Inverse of `checkpoint`, tensors on the backbone's device. Raises RunFolderError for one of another version: values
-        are of the types that `RunState` names, tensors of the shapes of this model's adapters."""
+        """Inverse of `checkpoint`, tensors on the backbone's device. Raises RunFolderError for one of another version.
+        Values are of the types that `RunState` names, tensors of the shapes of this model's adapters.
+        """
         tensors = {k: v.to(backbone.device) if "/tensors/" in k else v for k, v in checkpoint.tensors.items()}
         fresh = None if isinstance(backbone, Backend) else backbone.new_stack(0)  # else tensors say where weights are
         like = {name: (tensor.shape, tensor.dtype) for name, tensor in fresh.tensors.items()} if fresh else {}

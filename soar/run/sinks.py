@@ -1,7 +1,8 @@
-"""The run's numbers sent on to TensorBoard, Weights & Biases or trackio; `metrics.jsonl` stays the truth. A sink gets what
-was just appended: the events of `metrics.jsonl` as flat numbers, the rows of `rollouts.jsonl` as a table. Names are those
-of TRL where they mean the same (`reward`, `reward_std`, `kl`, `completions/mean_length`, `frac_reward_zero_std` ...), under
-the policy: `teacher/`, `student/`, `hard_only/`, `pq/`, `eval/`. A sink that fails is left out; it never stops a run."""
+"""The run's numbers sent on to TensorBoard, Weights & Biases or trackio; `metrics.jsonl` stays the truth.
+A sink gets what was just appended: the events of `metrics.jsonl` as flat numbers, the rows of `rollouts.jsonl` as a table.
+Names are those of TRL where they mean the same (`reward`, `reward_std`, `kl`, `frac_reward_zero_std` ...), under the policy:
+`teacher/`, `student/`, `hard_only/`, `pq/`, `eval/`. A sink that fails is left out; it never stops a run.
+"""
 
 import importlib.util
 import json
@@ -41,8 +42,9 @@ def flatten(event: Row) -> tuple[str, int, Values] | None:
 
 
 class Sink:
-    """TensorBoard by torch's writer, or a run of wandb (in OUT/wandb; offline where WANDB_MODE says so) or of trackio, which
-    share their interface: rows carry `steps/GROUP`, in wandb the step axis of that group."""
+    """TensorBoard by torch's writer, or a run of wandb (in OUT/wandb) or of trackio, which share their interface.
+    Their rows carry `steps/GROUP`, in wandb the step axis of that group.
+    """
 
     def __init__(self, kind: str, out: Path, config: Config) -> None:
         self.kind = kind
@@ -80,8 +82,7 @@ class Sink:
 
 
 class Loggers:
-    """The sinks of `log.sinks` behind one call. say: where a failing sink is named, once, without secrets. Raises ConfigError
-    for one whose package is absent, before any is opened."""
+    """The sinks of `log.sinks`. say: told of one that fails. Raises ConfigError for one whose package is absent."""
 
     def __init__(self, config: Config, out: Path, say: Callable[[str], None]) -> None:
         if kind := next((kind for kind in config.log.sinks if importlib.util.find_spec(kind) is None), None):
