@@ -6,8 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,14 +70,6 @@ def config_of(
 def screening(recipe: str | None) -> str | None:
     """The run folder given as a recipe, when it holds a screening."""
     return recipe if recipe and (Path(recipe) / "hard" / "screen.jsonl").is_file() else None
-
-
-@contextmanager
-def waiting(what: str) -> Iterator[Progress]:
-    """Says what is done where that takes longer than a few seconds."""
-    with Progress() as progress:
-        progress.now(what, tell=False)
-        yield progress
 
 
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
@@ -258,11 +249,10 @@ def watch(
 
 
 def report(
-    run: RunFolder,
-    out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None,
+    run: RunFolder, out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None
 ) -> None:
     """One HTML page about a run."""
-    with waiting(f"drawing the page of {run}"), storage_errors(run, "Name another place with --out"):
+    with Progress(what=f"drawing the page of {run}"), storage_errors(run, "Name another place with --out"):
         page = write_report(run, out)
     print(page)
 
@@ -272,7 +262,7 @@ def doctor(run: Annotated[Path, Argument(metavar="FOLDER", help="Folder of run, 
 
     One line a check; exit code 0: all is well; 1: something is not.
     """
-    with waiting(f"reading every file of {run}"):
+    with Progress(what=f"reading every file of {run}"):
         checks = folders.examine(run)
     bad = sum(bool(complaints) for _, complaints in checks)
     print(fill("doctor.txt", checks=checks, bad=bad))
@@ -303,7 +293,7 @@ def verify(
     """
     columns = {"completion": completion_column, "gold": gold_column, "label": label_column}
     pool = make_pool(verifier, answer_style, domain, timeout_s=timeout, workers=max(0, workers))
-    with waiting(f"grading {file}"), pool:
+    with Progress(what=f"grading {file}"), pool:
         grades = grade_file(file, pool, columns, golds, max(0, show))
         problem, rows = pool.last_error, grades.counts.total()
     if as_json:
@@ -486,7 +476,7 @@ def study(
         hours = sum(expected.hours() or 0.0 for _, expected in planned)
         print(f"in all: {len(planned)} cells, {hours:,.2f} device-hours" if hours else f"in all: {len(planned)} cells")
         return 0
-    with waiting(f"cells of {plan.name} in {out}") as progress, StopRequest().on_signals(progress.insist) as stop:
+    with Progress(what=f"cells of {plan.name} in {out}") as progress, StopRequest().on_signals(progress.insist) as stop:
         results = run_study(plan, out, overrides, resume or collect, 0 if collect else max(1, jobs), stop)
     print((out / "study.md").read_text(encoding="utf-8"))
     print(f"page: {out / 'study.html'}")

@@ -33,10 +33,11 @@ class SteadyConsole(Console):
 
 class Progress:
     """Bars while `with progress:` is open on a terminal; lines otherwise. `say` prints a line either way, markup off.
-    plan: tasks of a whole run in order -> expected seconds, right in proportion alone. file: where it notes how far it is.
+    what: is done from the start on (`now`). plan: tasks of a whole run in order -> expected seconds, right in proportion
+    alone. file: where it notes how far it is.
     """
 
-    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+    def __init__(self, console: Console | None = None, quiet: bool = False, what: str = "") -> None:
         self.console = console or SteadyConsole(stderr=True, highlight=False)
         self.quiet, self.plan, self.file = quiet, dict[str, float](), Path()
         self._pace = 0.0  # seconds of the latest task of the plan, for one that was expected
@@ -53,6 +54,7 @@ class Progress:
             speed_estimate_period=1e9,  # a step may take minutes
             get_time=lambda: time.monotonic(),
         )
+        self.now(what, tell=False)
 
     @property
     def width(self) -> int:
