@@ -27,8 +27,7 @@ TrainedArm = Literal[
     "hard_only", "hard_only_128", "likelihood", "hinted", "solvable", "variants", "pq", "pq_sample",
     "pq_well_posed", "pq_correct", "base_t", "teacher_t", "real",
 ]  # fmt: skip
-# Trained on the hard problems alone.
-HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")
+HARD_ARMS: tuple[TrainedArm, ...] = ("hard_only", "hard_only_128", "likelihood", "hinted")  # without questions
 WRITTEN_BY_TEACHER = {"base_t", "teacher_t", "variants"}  # arms whose questions a model writes first
 HINT_TRIES, VARIANT_ATTEMPTS = 8, 10  # hints for a problem; attempts that say how hard a variant is, without votes
 DENSE = ("likelihood", "forced")  # values of reward.mode that need no verifier
@@ -360,12 +359,10 @@ class Config(Section):
         return bool(self.teacher.steps or WRITTEN_BY_TEACHER & {*self.arms.run})
 
     def arm_steps(self, arm: str, spent: float) -> int:
-        """RLOO steps of an arm: arms.pq_steps but for Hard-Only, else arms.steps, else those that take as many student
-        rollouts as the outer loop `spent`, rounded up; with arms.tokens more than it can need.
-        """
+        """RLOO steps of an arm, in a run whose outer loop `spent` so many student rollouts."""
         per_step = self.arm_prompts * self.student.attempts
         if self.arms.tokens:
-            return 1 + self.arms.tokens // per_step
+            return 1 + self.arms.tokens // per_step  # more than it can need
         own = 0 if arm.startswith("hard_only") else self.arms.pq_steps
         return own or self.arms.steps or max(1, math.ceil(spent / per_step))
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from soar import seeds
 from soar.config import FEWEST_HARD, Config
@@ -25,7 +25,6 @@ from soar.types import Problem, Rejection, UserError, Verdict, columns_of
 if TYPE_CHECKING:
     from soar.loop.rollout import RolloutEnv
 
-T = TypeVar("T")
 GOLDS = 2000  # gold answers that are checked at most, spread over the file ...
 GOLD_SECONDS, GOLD_BATCH = 25.0, 20  # ... and for how long, so that a check of a large file stays under a minute
 TEACHER_SECONDS, STUDENT_SECONDS = 30.0, 40.0
@@ -188,9 +187,9 @@ class TimeOver(Exception):
     """A model call that would have lasted too long."""
 
 
-def in_time(env: "RolloutEnv", seconds: float, wanted: int, call: Callable[[int, int], list[T]]) -> list[T]:
+def in_time(env: "RolloutEnv", seconds: float, wanted: int, call: Callable[[int, int], list[Any]]) -> list[Any]:
     """What call(first, count) returns in doubling waves, until there are `wanted`; the wave of the deadline is dropped."""
-    rows, wave, deadline = list[T](), 1, time.monotonic() + seconds
+    rows, wave, deadline = list[Any](), 1, time.monotonic() + seconds
 
     def look(*_: object) -> None:
         if time.monotonic() > deadline:

@@ -82,9 +82,7 @@ def recorded_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def recorded_sets(definition: Path, seeds: Sequence[int]) -> list[str]:
-    """The `--set` overrides in a study's definition.json; none where they are no list of texts.
-    Raises ConfigError for one that names code or a server in the cell of a seed, unless the folder is trusted.
-    """
+    """The `--set` of a study by its definition.json, if texts. Raises ConfigError for code or a server, unless trusted."""
     extra = files.read_object(definition)[0].get("extra")
     sets: list[str] = extra if isinstance(extra, list) and all(isinstance(text, str) for text in extra) else []
     for text in (text.replace("{seed}", str(seed)) for text in sets for seed in seeds):
@@ -297,9 +295,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._remember(*(f"hard/{path.name}" for path in self.path.glob("hard/*")))
 
     def load(self) -> Checkpoint | None:
-        """The last whole checkpoint, the JSONL files cut to the length they had; None when there is none yet.
-        Raises RunFolderError when all are damaged, there is none though there was one, or the manifest has another config.
-        """
+        """The last whole checkpoint, or None, and JSONL files cut to the length they had. Raises RunFolderError."""
         checkpoint = self._checkpoints.load(self._check_beside, self.say)
         rows = (row for name in STREAMS for row in files.read_jsonl(self.path / name)[0])
         if checkpoint is None and any(row.get("event") not in BEFORE_FIRST for row in rows):
@@ -372,8 +368,7 @@ def examine(folder: Path) -> list[Check]:
     """The checks of a run folder, or of every run in a study folder. Raises ReportError when there is none."""
     runs = sorted(path.parent for path in folder.rglob("manifest.json"))
     if not runs:
-        why = "no run folder: it has no manifest.json"
-        raise ReportError(f"{folder}: {why}; give the folder that a `soar` command wrote")
+        raise ReportError(f"{folder}: no run folder: it has no manifest.json; give one that a `soar` command wrote")
     names = {run: "" if run == folder else f"{run.relative_to(folder)}: " for run in runs}
     return [(f"{name}{what}", complaints) for run, name in names.items() for what, complaints in _checks(run)]
 

@@ -82,9 +82,7 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, say: Callable[[str], None]) -> Iterator[Self]:
-        """Within the block, the signals in HEARD ask to stop, and a second one ends the process and its workers.
-        Under nohup SIGHUP stays ignored. Only the main thread listens to signals; in another one the block changes nothing.
-        """
+        """In the block signals in HEARD ask to stop, a second one ends process and workers; in the main thread alone."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -113,7 +111,7 @@ class StopRequest:
             with suppress(RuntimeError):  # the signal came while this thread was writing a line of its own
                 say(f"{name}: the step in hand is finished and saved first; once more stops at once")
 
-        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # under which it stays ignored
         heeded = [number for number in HEARD if not (nohup and number == signal.SIGHUP)]
         before = {number: signal.signal(number, heard) for number in heeded}
         try:

@@ -76,10 +76,7 @@ class FileLoop(OuterLoop):
         return sets
 
     def teach(self, question_sets: QuestionSets) -> Population:
-        """The students that came back, those known by their pass rate alone as the baseline.
-
-        Raises Stopped while there are no results, ConfigError for those that cannot be used.
-        """
+        """Students that came back; the baseline for those with a pass rate alone. Raises Stopped until then, ConfigError."""
         student, state = self.config.student, self.state
         names = [f"{k}-{j}" for k in range(self.config.teacher.datasets) for j in range(student.repeats)]
         place = self.folder / "sets" / f"{state.step:04d}"

@@ -42,9 +42,7 @@ FEW_MIXED = 0.02  # share of groups with a signal under which plain RL is as goo
 
 
 def screen_event(found: Mapping[str, Screening], config: Config) -> Row:
-    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see.
-    None where nothing was attempted, or attempts ended early: rates of problems left at their first success are too high.
-    """
+    """The `screen` event: counts, histogram of success rates, and what a plain RL group would see; None: not known."""
     rows = list(found.values())
     histogram = dict.fromkeys(dict(BUCKETS).values(), 0)
     group, attempts = config.student.attempts, sum(row.attempts for row in rows)
@@ -54,7 +52,7 @@ def screen_event(found: Mapping[str, Screening], config: Config) -> Row:
         shares["truncated_share"] = sum(row.truncated for row in rows) / attempts
         for row in rows:
             histogram[next(name for limit, name in BUCKETS if row.pass_rate <= limit)] += 1
-    if attempts and not any(row.attempts < tries for row in rows):
+    if attempts and not any(row.attempts < tries for row in rows):  # left at a first success its rate is too high
         wrong = sum((1 - row.pass_rate) ** group for row in rows) / len(rows)
         right = sum(row.pass_rate**group for row in rows) / len(rows)
         correct = sum(row.successes for row in rows) / attempts
@@ -300,9 +298,7 @@ def find_hard(
 
 
 def known_hard(config: Config, wanted: Row) -> tuple[dict[str, Screening], Row, Path] | None:
-    """(counts by id, evidence, its file) of the screening beside the problem file; None where there is none.
-    Raises DataError for a damaged one, and naming what differs from how this run would screen (`evidence_key`).
-    """
+    """(counts by id, evidence, its file) of a screening beside the problem file, or None. Raises DataError if it differs."""
     if (file := hard_file(config.problems.source)) is None:
         return None
     where, (problems, screenings, evidence) = evidence_path(file), read_hard(file)

@@ -165,9 +165,7 @@ class RunState:
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, backbone: Backbone, config: Config) -> "RunState":
-        """Inverse of `checkpoint`, tensors on the backbone's device. Raises RunFolderError for one of another version.
-        Values are of the types that `RunState` names, tensors of the shapes of this model's adapters.
-        """
+        """Inverse of `checkpoint`, on the backbone's device. Raises RunFolderError for types or shapes of another version."""
         tensors = {k: v.to(backbone.device) if "/tensors/" in k else v for k, v in checkpoint.tensors.items()}
         fresh = None if isinstance(backbone, Backend) else backbone.new_stack(0)  # else tensors say where weights are
         like = {name: (tensor.shape, tensor.dtype) for name, tensor in fresh.tensors.items()} if fresh else {}

@@ -42,9 +42,7 @@ def flatten(event: Row) -> tuple[str, int, Values] | None:
 
 
 class Sink:
-    """TensorBoard by torch's writer, or a run of wandb (in OUT/wandb) or of trackio, which share their interface.
-    Their rows carry `steps/GROUP`, in wandb the step axis of that group.
-    """
+    """TensorBoard by torch's writer, or a run of wandb (in OUT/wandb) or trackio, whose rows carry `steps/GROUP`."""
 
     def __init__(self, kind: str, out: Path, config: Config) -> None:
         self.kind = kind

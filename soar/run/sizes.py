@@ -26,10 +26,7 @@ class ModelSize:
 
 
 def size_of(config: ModelConfig) -> ModelSize | None:
-    """By config.json and the headers of the weight files in a folder, `builtin:NAME` or the cache of a hub id.
-
-    Where they are missing, damaged or tell too little, by the name (`Llama-3.2-3B`: 3e9), else None.
-    """
+    """By config.json and headers of weights in a folder, `builtin:NAME` or the hub's cache; else by its name (3B: 3e9)."""
     parameters = 0
     with suppress(ImportError, ValueError):
         folder = Path(resolve_path(config.path))
@@ -57,10 +54,7 @@ def size_of(config: ModelConfig) -> ModelSize | None:
 
 
 def memory_of(config: Config, size: ModelSize, prompt_tokens: int, device: str = "auto") -> tuple[float, list[str]]:
-    """Bytes of the frozen base and one row's cache, and the arithmetic as text. device: where it is open (auto: nowhere yet).
-
-    Adapters, their moments and activations, which are made to fit by smaller batches, come on top.
-    """
+    """Bytes of the frozen base and one row's cache, with the arithmetic as text. device: where it is open (auto: nowhere)."""
     model, student = config.model, config.student
     on_cpu = "cpu" in (model.device, device)
     kind = model.dtype if model.dtype != "auto" else "float32" if on_cpu else "bfloat16"
