@@ -260,10 +260,9 @@ def test_files_and_table(source, finished, capsys):
     command = shlex.split(printed[-1].removeprefix("next: "))
     assert command[:3] == ["soar", "run", "tiny"] and "problems.question_column=task" not in command
     assert {"screen.attempts=40", "screen.max_successes=0", str(finished / "hard.jsonl")} < set(command)
-    assert main(["report", str(finished), "--out", str(page := finished.parent / "page.html")]) == 0
-    assert (
-        ">finished<" in (text := page.read_text()) and "The screening is finished, and its table in table.txt" in text
-    )
+    assert main(["report", str(finished), "--out", f"{finished}.html"]) == 0
+    text = Path(f"{finished}.html").read_text()
+    assert ">finished<" in text and "The screening is finished, and its table in table.txt" in text
     assert "unfinished<" not in text and "metrics.jsonl is missing" not in text
 
 
