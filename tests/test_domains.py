@@ -395,10 +395,9 @@ def test_tests_that_say_too_little_are_named(tests, name):
 
 @needs_one
 def test_a_teacher_text_is_a_task_with_tests():
-    wanted = (ADD_TASK, ADD_TESTS)
     texts = [ADD, "```python\ndef " + ADD, "Here it is:\n```python\ndef " + ADD, ADD.split("```")[0]]
     texts.append(ADD.replace("    return a + b\n", "    ...\n"))  # no solution of its own
-    assert [read_problem(text) for text in texts] == [wanted] * len(texts)
+    assert [read_problem(text) for text in texts] == [(ADD_TASK, ADD_TESTS)] * len(texts)
     typed = read_problem(ADD.replace("add(a, b):", "add(a: int, b: int = 2) -> int:"))
     assert typed[0].split("\n")[2] == "def add(a: int, b: int=2) -> int:"
 

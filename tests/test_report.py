@@ -231,8 +231,7 @@ def test_hostile_text_in_every_other_place(tmp_path):
     config = {bad: bad, "model": {"path": bad}}
     manifest = dict.fromkeys(("name", "seed"), bad) | {"command": [bad], "config": config}
     write_json(tmp_path / "manifest.json", manifest)
-    counts = {"pass_at": {"1": 0.5}, "interval_95": {"1": [0.4, 0.6]}}
-    write_json(tmp_path / "summary.json", {"arms": {bad: counts}, "wall_seconds": {bad: 1.0}})
+    write_json(tmp_path / "summary.json", {"arms": {bad: arm(0.5, 0.4, 0.6)}, "wall_seconds": {bad: 1.0}})
     step = {"event": "outer_step", "step": 1, "reward_G": [0.1, 0.2], "promoted": True, "reason": bad, "sampled": 3}
     metrics: list[dict[str, Any]] = [
         {"event": "screen", "histogram": {bad: 3}, "candidates": bad, "hard": 1, "attempts": 4},
@@ -303,9 +302,16 @@ def test_a_chart_is_an_image_with_its_points_where_they_belong():
 def test_tokens_of_an_arm_on_its_way():
     """pass@k against all tokens: on its way, then its result, where there is one; arms without tokens are left out."""
     ((events,),) = cases("report", "arms on their way")
-    charts = report.arms_section(runs.Run(path=Path(), events=events))["charts"][:2]
-    points = [[(s.label, s.x, s.y) for s in c.series if s.x] for c in charts]
-    assert points == [[("PQ", [2, 4], [0.1, 0.3]), ("Real", [2], [0.1])], [("PQ", [4], [0.5])]]
+    charts = report.arms_section(runs.Run(path=Path(), events=events))["charts"]
+    points = [[(s.label, s.x, s.y) for s in c.series if s.x] for c in charts[:2]]
+    assert points == [[("Hard-Only", [2], [0.1]), ("PQ", [2, 4], [0.1, 0.3])], [("PQ", [4], [0.5])]]
+    assert [{s.style for s in chart.series if s.label == "PQ"} for chart in charts] == [{2}] * 3, "one colour"
+
+
+def test_a_small_file_makes_no_large_table():
+    arms = {f"a{i}": {"pass_at": {str(2 * i + 1): 0.5, str(2 * i + 2): 0.5}} for i in range(100)}
+    section = report.arms_section(runs.Run(Path(), summary={"arms": arms}))
+    assert (len(section["rows"]), len(section["ks"]), section["of"]) == (60, 60, (100, 120))
 
 
 def test_what_the_teacher_wrote_and_what_changed():
@@ -363,8 +369,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.just("1"), inner, max_size=3),
     max_leaves=6,
 )
-
-
 EVENTS = "screen outer_step promotion arm_step curve evaluation alarm"
 EVENT_KEYS = """step arm reward_G reward_mean window_mean promoted reason accepted sampled rejected seconds attempts message
   student_last student_rollouts histogram candidates frac_mixed pass_at interval_95 kind baseline_pass_rate total_tokens"""

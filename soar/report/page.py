@@ -30,6 +30,7 @@ from soar.types import VERSION, mean, standard_error
 
 MAX_QUESTIONS = 600  # of each of the two files
 MAX_STEPS_SHOWN = 500
+MAX_ARMS, MAX_KS = 60, 60  # of a table, far more than a run has: a cell of it for each arm and k
 MAX_COMPLETIONS = 8  # of each outcome
 OUTCOMES: dict[str, list[str]] = asset("outcomes")
 """What came of an attempt -> the cause in a word, and what to do."""
@@ -191,11 +192,17 @@ def line(label: str, rows: Sequence[Row], key: str, style: int, x: str = "step",
     return Series(label, column(whole, x), column(whole, key), low, high, style)
 
 
+def spaced(rows: list[Any], most: int) -> list[Any]:
+    """At most so many of the rows, with equal gaps between them."""
+    return rows[:: max(1, math.ceil(len(rows) / most))]
+
+
 def pass_at_chart(title: str, arms: Sequence[tuple[str, Arm]]) -> Chart:
     """pass@k of arms, each with the name that it is shown under, against k."""
     curves = []
     for style, (name, arm) in enumerate(arms):
-        low, high = zip(*arm.interval.values(), strict=True) if arm.interval.keys() == arm.pass_at.keys() else ((), ())
+        pairs = arm.interval.values() if arm.interval.keys() == arm.pass_at.keys() else ()
+        low, high = ([pair[end] for pair in pairs] for end in (0, 1))
         curves.append(Series(name, [*arm.pass_at], [*arm.pass_at.values()], low, high, style))
     ks = sorted({k for _, arm in arms for k in arm.pass_at})
     return Chart("pass-at-k", title, "attempts per problem (k)", "problems solved", curves, True, ks)
@@ -208,27 +215,29 @@ def arms_section(run: Run) -> dict[str, Any]:
     """
     events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
     spent = [(read_arm(str(e.get("arm")), e), tokens) for e in events if (tokens := number(e.get("total_tokens")))]
-    measured = run.arms.keys() | {reading.name for reading, _ in spent}
-    order = [*wording.ARMS, *sorted(measured - wording.ARMS.keys())]
-    arms = sorted(run.arms.values(), key=lambda arm: order.index(arm.name))
+    ended = run.arms
+    measured = ended.keys() | {reading.name for reading, _ in spent}
+    names = [*(name for name in wording.ARMS if name in measured), *sorted(measured - wording.ARMS.keys())][:MAX_ARMS]
+    arms = [ended.get(name, Arm(name, {}, {})) for name in names]  # all in every chart, so that an arm keeps its colour
     ks = sorted({k for arm in arms for k in arm.pass_at})
-    charts, solved = [], "problems solved"
+    charts, solved, x = [], "problems solved", "million generated tokens, search included"
     for k in dict.fromkeys([*ks[:1], *ks[-1:]]):
-        curves, x = [], "million generated tokens, search included"
-        for style, name in enumerate(sorted(measured, key=order.index)):
-            points: list[Row] = []
-            for reading, tokens in spent:
-                if reading.name == name:
-                    ends = dict(zip(("low", "high"), reading.interval.get(k, ()), strict=False))
-                    points.append({"x": tokens / 1e6, "y": reading.pass_at.get(k), **ends})
-            band = ("low", "high") if points and "low" in points[-1] else ()
-            curves.append(line(wording.arm_name(name), points, "y", style, "x", band))
+        points: dict[str, list[Row]] = {name: [] for name in names}
+        for reading, tokens in spent:
+            if reading.name in points:
+                ends = dict(zip(("low", "high"), reading.interval.get(k, ()), strict=False))
+                points[reading.name].append({"x": tokens / 1e6, "y": reading.pass_at.get(k), **ends})
+        curves = []
+        for style, (name, rows) in enumerate(points.items()):
+            band = ("low", "high") if rows and "low" in rows[-1] else ()
+            curves.append(line(wording.arm_name(name), rows, "y", style, "x", band))
         rules = [(arm.pass_at[k], wording.arm_name("base")) for arm in arms if arm.name == "base" and k in arm.pass_at]
         title = f"{'Pass rate' if k == 1 else f'pass@{k}'} against total tokens"
         charts.append(Chart(f"tokens-{k}", title, x, solved, curves, True, rules=rules))
     charts.append(pass_at_chart("pass@k on the held-out problems", [(wording.arm_name(arm.name), arm) for arm in arms]))
     steps = max((count(event.get("step")) or 0 for event in run.events.get("arm_step", [])), default=-1) + 1
-    return {"rows": arms, "ks": ks, "charts": [chart for chart in charts if chart], "steps": steps}
+    shown = {"rows": [arm for arm in arms if arm.pass_at], "ks": spaced(ks, MAX_KS), "of": (len(ended), len(ks))}
+    return {**shown, "charts": [chart for chart in charts if chart], "steps": steps}
 
 
 def step_rows(run: Run) -> list[Row]:
@@ -292,7 +301,7 @@ def written_section(run: Run) -> list[tuple[int, list[tuple[str, float, list[Row
 
 def questions_section(rows: list[Row]) -> dict[str, Any]:
     """The embedded rows of a question file, with equal gaps between them, and which labels they have."""
-    shown = rows[:: max(1, math.ceil(len(rows) / MAX_QUESTIONS))]
+    shown = spaced(rows, MAX_QUESTIONS)
     fields = [k for k in ("topic", "well_posed", "correct") if any(row.get(k) is not None for row in shown)]
     return {"rows": shown, "total": len(rows), "fields": fields}
 
@@ -313,7 +322,7 @@ def rollouts_section(run: Run) -> dict[str, Any]:
         kinds = Counter(KINDS.get(str(row.get("kind")), "other") for row in rows)
         title = f"{outcome} ({', '.join(f'{kind} {number:,}' for kind, number in kinds.items())})"
         shown = []
-        for row in rows[:: math.ceil(len(rows) / MAX_COMPLETIONS)]:
+        for row in spaced(rows, MAX_COMPLETIONS):
             texts = {key: clipped(str(row.get(key) or ""), 300, 900) for key in ("question", "answer", "completion")}
             shown.append({"place": place(row), **texts})
         groups.append({"title": title, "meaning": OUTCOMES.get(outcome, ("", ""))[1], "rows": shown})
