@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -297,6 +298,8 @@ def test_a_chart_is_an_image_with_its_points_where_they_belong():
     (x0, y0), (x1, y1), (x2, y2) = ([float(v) for v in point] for point in points)
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.01), "log2 makes 4 the middle of 1 and 16"
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.01) and y0 > y2
+    one = Chart("k", "t", "outer step", "y", [Series("a", [0], [0.5])]).figure().axes[0]
+    assert [tick for tick in one.get_xticks() if tick <= one.get_xlim()[1]] == [0], "no step 0.008"
 
 
 def test_tokens_of_an_arm_on_its_way():
@@ -407,14 +410,11 @@ def test_the_script_runs_under_the_pages_own_policy(folder, tmp_path):
 
 
 def test_a_run_ends_without_its_page_but_not_with_a_full_disk(folder, monkeypatch):
-    def raising(error: Exception) -> Any:
-        return lambda *_: (_ for _ in ()).throw(error)
-
     told: list[str] = []
-    monkeypatch.setattr(report, "render", raising(TypeError("'dict object' has no attribute 'taken'")))
+    monkeypatch.setattr(report, "render", Mock(side_effect=TypeError("'dict object' has no attribute 'taken'")))
     report.report_at_the_end(folder, told.append)
     assert "report.html could not be made (TypeError: 'dict object' has no attribute 'taken')" in told[0]
     assert f"soar report {folder}" in told[0]
-    monkeypatch.setattr(report, "render", raising(OSError(28, "No space left on device")))
+    monkeypatch.setattr(report, "render", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         report.report_at_the_end(folder, told.append)

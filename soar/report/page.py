@@ -98,7 +98,8 @@ class Chart(NamedTuple):
                 axes.minorticks_off()
             else:
                 xs = [x for series in shown for x in series.x]
-                axes.xaxis.set_major_locator(MaxNLocator(8, integer=all(float(x).is_integer() for x in xs)))
+                whole = all(float(x).is_integer() for x in xs)
+                axes.xaxis.set_major_locator(MaxNLocator(8, integer=whole, min_n_ticks=1))  # one step has one tick
                 axes.set_xlim(left=min(0, *xs))
             handles += [axes.axhline(y, color="black", linestyle="--", linewidth=1, alpha=0.7) for y, _ in self.rules]
             handles += [axes.axvline(x, color=COLOURS[3], linestyle=":", linewidth=1.5) for x in self.marks][:1]
