@@ -1,7 +1,8 @@
 """The domain `code` (docs/code.md): a student writes a Python function or program, and is right when it passes all tests.
 
 Tests are read and never run. Calls and inputs go into the sandbox, where programs run and nowhere else; expected values stay
-here, so that no program can see them, patch the comparison, or pass by ending early."""
+here, so that no program can see them, patch the comparison, or pass by ending early.
+"""
 
 import ast
 import json
@@ -209,10 +210,9 @@ def _check(node: ast.expr, expected: Any, read: Wrapped = ()) -> tuple[str, Chec
 
 
 def flaw(tests: Tests) -> str | None:
-    """The name of what makes tests useless, None for useful ones.
-
-    `contradicting_tests`: equal calls, other results. `trivial_tests`: a program passes them that gives one and the same
-    value, or one of its arguments, or its input."""
+    """What makes tests useless, None for useful ones. `contradicting_tests`: equal calls, other results. `trivial_tests`: a
+    program passes them that gives one and the same value, or one of its arguments, or its input.
+    """
     expected: dict[tuple[str, str], Any] = {}
     for check in tests.checks:
         if expected.setdefault((check.call, repr(check.read)), check.expected) != check.expected:
@@ -236,7 +236,8 @@ def _sandbox() -> Sandbox:
 def grade(code: str, text: str) -> Verdict:
     """Whether a program passes the tests that `text` holds; UNSCORABLE for unusable tests. Equal questions are asked once.
 
-    Raises VerifierError when the sandbox stopped working: a run ends rather than counting that as a wrong answer."""
+    Raises VerifierError when the sandbox stopped working: a run ends rather than counting that as a wrong answer.
+    """
     try:
         tests = read_tests(text)
         if len(code) > MAX_CODE_CHARS:
@@ -252,10 +253,8 @@ def grade(code: str, text: str) -> Verdict:
 
 
 def read_answer(completion: str) -> str | None:
-    """The student's program: the last code block that defines a function, else the last one; None where there is no code.
-
-    Code before the first fence counts as a block, from the first line that begins like Python."""
-    before = completion.split("```", 1)[0]  # code without an opening fence
+    """The student's program: the last code block that defines a function, else the last one; None where there is no code."""
+    before = completion.split("```", 1)[0]  # code without an opening fence, from the first line that begins like Python
     start = re.search(r"^(?:def |import |from \w+ import |class |print\(|@)", before, re.M)
     blocks = [before[start.start() :].rstrip("\n")] if start else []
     blocks += [block for block in PATTERNS["code_block"].findall(completion) if block.strip()]

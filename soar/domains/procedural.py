@@ -2,7 +2,8 @@
 
 Numbers are compared by value, everything else as text, problems of the teacher too, which have no family. Families with many
 right answers are graded by the family's own scorer, in the killable workers, except where that scorer evaluates the answer as
-code (EVALUATES): those are refused, since model-written text is never executed. `benchmarks/families.py` measures it."""
+code (EVALUATES): those are refused, since model-written text is never executed. `benchmarks/families.py` measures it.
+"""
 
 import json
 from collections.abc import Callable

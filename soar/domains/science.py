@@ -2,7 +2,8 @@
 
 Bounded: a number, then at most MAX_FACTORS unit names with exponents of one digit. pint parses nothing but names that it
 knows and the signs between them. A gold answer may end with options in square brackets: `9.81 m/s^2 [2 %]`, `[+- 0.05]`
-(in its own unit), `[unit optional]`, several separated by commas. The domain `science` grades by it."""
+(in its own unit), `[unit optional]`, several separated by commas. The domain `science` grades by it.
+"""
 
 import contextlib
 import math
@@ -53,7 +54,8 @@ def read_quantity(text: str) -> Quantity | None:
 
     What stands before the last `=` is dropped, and so are `about` and the like. Numbers: `1,500`, `1.5e3`, `1.5 x 10^3`,
     `1.5\\times 10^{3}`, `10^3`, `3/4`. Units: names and symbols that pint knows, with `^`, `**` or digits behind them as
-    exponents, `*`, blank, `/`, `per` and brackets between them: `m/s^2`, `m s-2`, `J/(mol K)`, `\\text{kg m}^2`."""
+    exponents, `*`, blank, `/`, `per` and brackets between them: `m/s^2`, `m s-2`, `J/(mol K)`, `\\text{kg m}^2`.
+    """
     if len(text) > MAX_CHARS:
         return None
     text = PATTERNS["lead"].sub("", normalize(text).strip(" .")).strip(" .;,")
@@ -77,10 +79,9 @@ def read_quantity(text: str) -> Quantity | None:
 
 @lru_cache(maxsize=4096)
 def read_unit(text: str) -> Any:
-    """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit.
-
-    A slash inverts the next factor or bracket only: `J/mol K` is read as (J/mol) K, as pint and calculators do. Temperatures
-    in compound units are differences."""
+    """pint's unit of an expression; None for blank text. Raises ValueError for what is no unit. A slash inverts the next
+    factor or bracket only: `J/mol K` is (J/mol) K, as for pint. Temperatures in compound units are differences.
+    """
     text = rewrite(text, "unit").strip(" .,;")
     factors = [(m[0], m[1], m[2] or m[3] or m[4] or "1") for m in PATTERNS["factor"].finditer(text)]
     if "".join(shown for shown, _, _ in factors) != text or sum(bool(name) for _, name, _ in factors) > MAX_FACTORS:
@@ -113,7 +114,8 @@ def compare_quantities(answer: str, gold: str) -> Verdict:
     """Whether an answer is the gold quantity; UNSCORABLE when the gold answer is none. Options in the answer are not read.
 
     Tolerance: what the gold answer states; else 1 %, or half a unit of its last place where it is written with a point
-    or a power of ten and two figures or more, whichever is larger. No unit is wrong unless `[unit optional]`."""
+    or a power of ten and two figures or more, whichever is larger. No unit is wrong unless `[unit optional]`.
+    """
     read, given = read_gold(gold), read_quantity(answer.partition("[")[0])
     if read is None:
         return Verdict.UNSCORABLE

@@ -7,8 +7,10 @@ lucky guess at the end repairs a wrong one. A solver works, then answers; a teac
     <solve> 47 c+8 d+5 <work> start=47 c=55 d=60 <ans> 55 60
     <ask> 47 c+8 d+5 <ans> 55 60
 
-The two worlds differ in the text that their models were pretrained on (`examples/world_text.py`). The whole loop can be
-watched and checked exactly in them; they are no benchmark."""
+Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56). The two worlds differ in the text that
+their models were pretrained on (`examples/world_text.py`). The whole loop can be watched and checked exactly in them; they
+are no benchmark.
+"""
 
 import itertools
 import random
@@ -49,9 +51,7 @@ def counter_text(first: int, start: int, addends: list[int]) -> str:
 
 
 class World:
-    """The two-digit counter (module docstring): a problem source with an exact oracle. Seeds fix every draw.
-
-    Side topics: `reverse bdk` (kdb), `last 5204` (4), `max 5204` (5), `times 7 8` (56)."""
+    """A problem source with an exact oracle (module docstring). Seeds fix every draw."""
 
     def read(self, question: str) -> tuple[str, str | None]:
         """Topic and right answer of a question; `ill-posed` and None for other text."""
@@ -66,7 +66,8 @@ class World:
 
     def problems(self, kind: Literal["hard", "real"], count: int, seed: int) -> list[Problem]:
         """`count` distinct problems in a random order, equally many of every entry of CHAINS[kind]. hard: candidates for the
-        hard set; real: easier ones, the curated upper bound. Raises ValueError when there are fewer."""
+        hard set; real: easier ones, the curated upper bound. Raises ValueError when there are fewer.
+        """
         chains, rng = CHAINS[kind], random.Random(f"tiny {kind} {seed}")
         problems: dict[str, Problem] = {}
         while len(problems) < count:

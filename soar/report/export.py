@@ -142,15 +142,14 @@ def _left(out: Path) -> list[Path]:
 
 
 def _write(out: Path, files: dict[str, bytes]) -> list[Path]:
-    """All files of an export, or none of them; returns where they lie. The first comes last: nothing loads the others
-    without it, so what a kill leaves is taken for no export. Raises Interrupted, ReportError as `_left`."""
+    """All files of an export, or none of them; returns where they lie. Raises Interrupted, ReportError as `_left`."""
     there = _left(out)
     try:
         with storage_errors(out, "Nothing of it is left: make room or permit writing there, or give another --out"):
             for left in (path for path in there if path.name != BEGUN):  # which says that they may go
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             write_json(out / BEGUN, {Path(name).parts[0]: len(content) for name, content in files.items()})
-            for name in reversed(files):
+            for name in reversed(files):  # nothing loads the others without the first: what a kill leaves is no export
                 write_atomic(out / name, files[name])
             (out / BEGUN).unlink()
     except BaseException:

@@ -27,7 +27,8 @@ ARM_MEANINGS = {name: meaning for name, (_, meaning) in ARMS.items()}
 
 def templates() -> Environment:
     """The templates, which fail on a value that is not there. What could hide or reorder text is made visible, and in pages
-    everything is escaped. Filters: functions of this file, `json` and `pretty` (JSON text), and `form`, Python's format."""
+    everything is escaped. Filters: functions of this file, `json` and `pretty` (JSON text), and `form`, Python's format.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(default_for_string=False),

@@ -4,7 +4,8 @@ This file is a script. `run.py` starts it with an empty environment; it uses not
 one place of the package where text written by a model is executed. One request, on the socket fd 0, is the wall time in
 milliseconds with two files in memory, one with the request and one for the results. The server reads neither. A forked
 child reads its request, locks itself in, says so, and runs the program. So nothing of one check is ever in the memory
-from which the next is forked, and no file that a program can change is another's. No expected value comes here."""
+from which the next is forked, and no file that a program can change is another's. No expected value comes here.
+"""
 
 import contextlib
 import ctypes
@@ -44,7 +45,8 @@ def must(result: int, what: str) -> int:
 def make_root(settings: dict[str, Any]) -> int:
     """A new root: read-only system libraries, an empty scratch folder in memory, and nothing else, no /proc, no /etc.
 
-    Returns a descriptor of the null device, opened through a read-only mount: the host's cannot be changed."""
+    Returns a descriptor of the null device, opened through a read-only mount: the host's cannot be changed.
+    """
     user, group = settings["owner"]
     for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
         with open(f"/proc/self/{name}", "w") as file:

@@ -4,7 +4,8 @@ Every program gets a fresh process, locked in by `jail.py`. This file finds out 
 server that makes these processes, and reads what comes back with bounds on every byte. Backends, first that passes a
 trial: `bwrap` (bubblewrap around the server), `namespaces` (user namespaces alone). Without either nothing is run. What
 comes from the server is trusted; what comes from the program is a claim, and the values that it is expected to give
-never enter the sandbox. Needs Linux 5.12 or newer."""
+never enter the sandbox. Needs Linux 5.12 or newer.
+"""
 
 import json
 import os
@@ -141,7 +142,8 @@ class Sandbox(AbstractContextManager["Sandbox"]):
     """Runs programs in a server, one after another; not for several threads at once. A context manager, or call `close`.
 
     backend: `auto` or one of BACKENDS. Nothing starts before the first program. Raises SandboxError where this machine has
-    no sandbox, or when the server keeps dying."""
+    no sandbox, or when the server keeps dying.
+    """
 
     def __init__(self, limits: Limits | None = None, backend: str = "auto") -> None:
         self.limits, self.backend = limits or Limits(), backend

@@ -4,7 +4,8 @@ A result is named `variant:arm`. Without `compare`, every arm is compared with H
 `primary` is the one comparison (and its k) whose p-value stands unadjusted; it cannot change once the study has begun.
 A cell that fails is recorded and the others go on; a finished one is never run again. The first variant's cells run before
 the others, which use their screening. Results are read from the cells' run folders, so they can be made again at any time,
-also of an unfinished study. Needs no torch."""
+also of an unfinished study. Needs no torch.
+"""
 
 import json
 import os
@@ -102,8 +103,7 @@ def read_study(name: str, seeds: Sequence[int] | None = None) -> Study:
 
 
 def cells(study: Study, out: Path, extra: list[str]) -> list[Cell]:
-    """Every cell with its config; those of the first variant come first, and a later one uses the screening of theirs
-    of its seed where both screen the same problems in the same way. Raises ConfigError for any that is not valid."""
+    """Every cell with its config, the first variant's first; others share its screening if they can. Raises ConfigError."""
     every, leaders = list[Cell](), dict[int, tuple[Path, Row]]()
     for name, variant in study.variants.items():
         for seed in study.seeds:
@@ -157,7 +157,8 @@ def run_study(
 
     extra: `--set` overrides of every cell. jobs: 0 only collects what the cells hold now. Raises RunFolderError for a folder
     that holds another study or, without `resume`, any; ConfigError for a cell that is not valid, before anything runs;
-    Stopped when `stop` says so, once the cells at work have ended."""
+    Stopped when `stop` says so, once the cells at work have ended.
+    """
     every = cells(study, out, extra)
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out} is a file, expected a folder; give another --out")
@@ -312,8 +313,7 @@ def _compare(study: Study, a: tuple[str, str], b: tuple[str, str], outcomes: Out
 
 
 def _loop(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
-    """How the teacher of a variant changed, as means of its first and of its last outer steps, and its promotions among
-    the decisions with a full window. Neighbouring windows of w steps share w - 1 of them, so each is 1 / w trials."""
+    """How a teacher changed: means of its first and last outer steps, and promotions among decisions with a full window."""
     cells, effective = [], 0.0
     for cell, rows in ((cell, step_rows(run)) for cell, run in pairs if run.steps):
         part = max(1, min(TEACHER_STEPS, len(rows) // 2))
@@ -322,6 +322,7 @@ def _loop(variant: str, pairs: Sequence[tuple[Cell, Run]]) -> Row:
         fell = [key for key in CAN_COLLAPSE if (last[key] or 0.0) < COLLAPSE * (first[key] or 0.0)]
         full = [row for row in rows if row["window_mean"] is not None]
         promoted = sum(row["promoted"] for row in full)
+        # neighbouring windows of w steps share w - 1 of them, so each is 1 / w trials
         effective += max(promoted, len(full) / cell.config.promotion.window)
         entry = {"seed": cell.seed, "first": first, "last": last, "collapsed": fell}
         cells.append({**entry, "windows": len(full), "promotions": promoted})
