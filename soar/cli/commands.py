@@ -43,10 +43,10 @@ Verifier = Annotated[str | None, Option(help="A built-in one, or file.py:functio
 Workers = Annotated[str | None, Option(metavar="N|ADDRESS", help=_WORKERS)]
 Resume = Annotated[bool, Option("--resume", help="Continue what was begun in --out.")]
 Quiet = Annotated[bool, Option("--quiet", help="Print the result only.")]
-RunFolder = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
+RunPath = Annotated[Path, Argument(metavar="RUN", help="Run folder.")]
 
 
-def overriding(sets: list[str] | None, workers: str | None, **values: Any) -> list[str]:
+def overriding(sets: list[str] | None, workers: str | None = None, **values: Any) -> list[str]:
     """`KEY=VALUE` of every option given (`section__key`; not None or False), then those of --set. Raises ConfigError."""
     if workers is not None and not workers.isdecimal() and workers != "auto" and ":" not in workers:
         forms = "the address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT"
@@ -64,7 +64,7 @@ def config_of(
     """Config of a recipe, by default `small-1gpu` for a model or problems of one's own, else `tiny`. Raises ConfigError."""
     if recipe is None and (model or problems):
         recipe = "small-1gpu"
-    return load(recipe, overriding(overrides, None, model__path=model, problems__source=problems), model_named)
+    return load(recipe, overriding(overrides, model__path=model, problems__source=problems), model_named)
 
 
 def screening(recipe: str | None) -> str | None:
@@ -194,7 +194,7 @@ def check(
       soar check --model Qwen/Qwen2.5-0.5B-Instruct --problems hard.jsonl --verifier rewards.py:grade
       soar check --problems hard.jsonl --no-model            the problems only; needs no torch
     """
-    config = config_of(recipe, model, problems, overriding(sets, None, problems__verifier=verifier), not no_model)
+    config = config_of(recipe, model, problems, overriding(sets, problems__verifier=verifier), not no_model)
     findings = []
     with Progress() as progress:
         progress.now(f"looking at {config.problems.source}")
@@ -224,13 +224,13 @@ def init(
             raise ConfigError(f"{key} = {value!r} is not UTF-8, as a recipe has to be; give it another name")
         quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f").replace("\\", "\\\\")
         text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", f"{key} = {quoted}", text, flags=re.MULTILINE)
-    config_of("small-1gpu", model, problems, overriding(None, None, name=file.stem, problems__verifier=verifier))
+    config_of("small-1gpu", model, problems, overriding(None, name=file.stem, problems__verifier=verifier))
     write_atomic(file, text.encode())
     print(f"{file}\nnext: soar check {shell_word(file)}")
 
 
 def watch(
-    run: RunFolder,
+    run: RunPath,
     once: Annotated[bool, Option("--once", help="Show the run as it is now and end.")] = False,
     web: Annotated[bool, Option("--web", help="Serve its page to a browser on this machine.")] = False,
     port: Annotated[int, Option(metavar="N", help="Of --web (0: a free one).")] = 0,
@@ -249,7 +249,7 @@ def watch(
 
 
 def report(
-    run: RunFolder, out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None
+    run: RunPath, out: Annotated[Path | None, Option(help="File (default: report.html in the run).")] = None
 ) -> None:
     """One HTML page about a run."""
     with Progress(what=f"drawing the page of {run}"), storage_errors(run, "Name another place with --out"):
@@ -308,7 +308,7 @@ def verify(
 
 
 def export(
-    run: RunFolder,
+    run: RunPath,
     form: Annotated[Literal["trl", "verl", "jsonl", "peft"], Option("--format", help="See below.")],
     out: Annotated[Path, Option(help="New folder.")],
     questions: Annotated[Literal["pq", "all"], Option(help="Promotion questions, or all accepted ones.")] = "pq",
@@ -402,23 +402,22 @@ def student(
       soar student --train pq:runs/demo --steps 100 --out runs/again            promotion questions of a run, its config
       soar student tiny --train real:easier.jsonl --steps 100 --out runs/real   real problems, the upper bound
     """
-    folder, others = out or emit, (out, steps) if train is None else (emit,)  # which do not go with it
-    if folder is None or (train is not None and out is None) or any(value is not None for value in others):
+    sets = overriding(sets, problems__verifier=verifier)
+    if emit is not None and (train, out, steps) == (None, None, None):
+        values: Any = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": screening(recipe)}
+        config = config_of(recipe, model, problems, overriding(sets, **values))
+        carry_out(context, config, emit, resume, quiet)
+    elif train is not None and out is not None and emit is None:
+        config = student_config(train, recipe, model, problems, sets, steps)
+        carry_out(context, config, out, resume, quiet)
+        if left_out := read_run(out).left_out:
+            raise UserError(f"{'; '.join(left_out)}. Nothing was trained; report: {out / 'report.html'}")
+        print(f"adapter: {out / 'arms' / config.arms.run[-1]}; report: {out / 'report.html'}")
+    else:
         raise BadParameter("expected --train ARM and --out DIR, or --emit DIR (without --steps, which is of --train)")
-    sets = overriding(sets, None, problems__verifier=verifier)
-    if train is None:
-        values = {"backend__kind": "files", "arms__run": ["base", "ps"], "screen__from_run": screening(recipe)}
-        config = config_of(recipe, model, problems, overriding(sets, None, **values))
-        return carry_out(context, config, folder, resume, quiet)
-    config = student_config(train, recipe, model, problems, sets, steps)
-    carry_out(context, config, folder, resume, quiet)
-    if left_out := read_run(folder).left_out:
-        raise UserError(f"{'; '.join(left_out)}. Nothing was trained; report: {folder / 'report.html'}")
-    print(f"adapter: {folder / 'arms' / config.arms.run[-1]}; report: {folder / 'report.html'}")
-    return None
 
 
-def measure(context: Context, run: RunFolder, quiet: Quiet = False) -> None:
+def measure(context: Context, run: RunPath, quiet: Quiet = False) -> None:
     """Go on with a run of soar student --emit: read the results of its training sets, emit those of the next outer step.
 
     A result is a JSON file in RUN/sets/STEP/results: {"set": "0-1", "pass_rate": 0.31}, or "adapter" with a PEFT folder,
@@ -444,7 +443,7 @@ def student_config(
     values |= {"arms__run": ["base", arm], **({key: place} if key else {})}
     if recipe is None and str(key).endswith("_from") and (Path(place) / "manifest.json").is_file():
         recipe, values["screen__from_run"] = place, screening(place)
-    config = config_of(recipe, model, problems, overriding(overrides, None, **values))
+    config = config_of(recipe, model, problems, overriding(overrides, **values))
     if config.teacher.steps:
         raise ConfigError("--set teacher.steps: soar student --train has no outer loop; leave it out, or take soar run")
     return config
@@ -484,7 +483,7 @@ def study(
 
 
 def review(
-    run: RunFolder,
+    run: RunPath,
     accept: Annotated[bool, Option("--accept", help="Accept the promotion that waits.")] = False,
     reject: Annotated[bool, Option("--reject", help="Reject it.")] = False,
     by: Annotated[str | None, Option(metavar="NAME", help="Who decides (default: your login name).")] = None,
