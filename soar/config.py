@@ -282,10 +282,9 @@ BUILTIN = Path(__file__).parent / "assets"
 RECIPES = Path(__file__).parent / "recipes"
 # A resumed run may change these: they say where, how fast and how long the run computes, not what.
 HARMLESS = (
-    "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens",
-    "problems.verify_workers", "log.rollouts_mb",
-    "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.sinks", "log.project",
-    "cluster.workers", "cluster.address", "cluster.gpus", "cluster.retries",
+    "name", "threads", "model.device", "model.chunk", "model.micro_batch_tokens", "problems.verify_workers",
+    "screen.from_run", "arms.save_steps", "limits.max_hours", "limits.max_tokens", "log.rollouts_mb", "log.sinks",
+    "log.project", "cluster.workers", "cluster.address", "cluster.gpus", "cluster.retries",
     "backend.base_url", "backend.clients", "backend.timeout_s",
 )  # fmt: skip
 

@@ -107,8 +107,7 @@ def _recorded(manifest: Row, path: Path) -> Config:
     """A key that the recording version did not have yet counts with its default."""
     schema, hashes = manifest.get("schema"), manifest.get("hashes")
     if schema != SCHEMA:
-        both = f"is of schema {schema!r}, this version resumes {SCHEMA}"
-        raise RunFolderError(f"{path}/manifest.json {both}; {OLD_SOAR}")
+        raise RunFolderError(f"{path}/manifest.json is of schema {schema!r}, this version resumes {SCHEMA}; {OLD_SOAR}")
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
         raise RunFolderError(f"{path}/manifest.json is damaged: hashes is no object of texts; restore it {FROM_COPY}")
     try:
@@ -341,8 +340,7 @@ def read_review(folder: Path) -> Row:
     if isinstance(review.get("promotion"), dict) and isinstance(rows, list) and all(isinstance(r, dict) for r in rows):
         return review
     if not (folder / REVIEW_FILE).is_file():
-        which = "only runs with promotion.review = true ask"
-        raise RunFolderError(f"{folder} has no promotion to review (no {REVIEW_FILE}); {which}")
+        raise RunFolderError(f"{folder} has no promotion to review (no {REVIEW_FILE}); promotion.review = true asks")
     why = (notes or ["it holds no promotion"])[0]
     advice = "delete it, and the run will write it again when it is resumed"
     raise RunFolderError(f"{folder / REVIEW_FILE} is damaged: {why}; {advice}")

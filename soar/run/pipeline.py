@@ -176,7 +176,7 @@ class Run:
         for line in step_lines([event for event in (*events, *alarms) if event is not held], rows, self.progress.width):
             self.progress.say(line)
         if any(event.get("kind") == "all students failed" for event in events):
-            raise Interrupted(TEXTS["diverged"].format(state.step - 1, resume_command(self.folder.path)))
+            raise Interrupted(TEXTS["diverged"].format(state.step - 1, self._resume_command()))
 
     def _keep(self, groups: list[list[Row]], **place: Any) -> None:
         """Completions to rollouts.jsonl, in turn from each group, as fit in the share of a step or of a third of an arm."""
@@ -204,7 +204,7 @@ class Run:
         promotion, step = finite(pending.promotion), pending.promotion["step"]
         answer = ask_review(path, promotion, finite(pending.rows))
         if answer is None:
-            show, go_on = f"soar review {shell_word(path)}", resume_command(path)
+            show, go_on = f"soar review {shell_word(path)}", self._resume_command()
             advice = f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`"
             raise Stopped(f"the promotion of outer step {step} waits for a person", advice)
         decision, by = answer
