@@ -156,9 +156,8 @@ class TinkerBackbone(Backbone):
                 call = partial(service.create_lora_training_client, **named)
             client = self.alive[slot] = self.ask(what, call)
             if self.skyrl and slot.path and not slot.steps and any(slot.counts):  # SkyRL loads AdamW with the weights
-                still = {"learning_rate": 0.0, "beta1": 0.0, "beta2": 0.0, "eps": 1.0, "weight_decay": 0.0}
-                step = self.sdk.AdamParams(**still)  # of size 0: clears the moments, and is counted (see `_adam`)
-                self.ask("a step of size 0", lambda: client.optim_step(step).result())
+                still = self.sdk.AdamParams(learning_rate=0.0, beta1=0.0, beta2=0.0, eps=1.0, weight_decay=0.0)
+                self.ask("a step of size 0", lambda: client.optim_step(still).result())  # clears them; see `_adam`
                 slot.before = sum(slot.counts) + 1
         self.alive[slot] = self.alive.pop(slot)
         return self.alive[slot]

@@ -287,7 +287,7 @@ def arm_plan(name: str, config: Config, hard_train: list[Problem], questions: li
     first = 0 if name in HARD_ARMS else min(steps, config.arms.curriculum_steps)
     if first:
         batches = shuffled_passes(questions, seed, first, per_step)
-        batches += shuffled_passes(hard_train, seed + 1, steps - first, per_step) if steps > first else []
+        batches += shuffled_passes(hard_train, seed + 1, steps - first, per_step)
     else:
         mixed = hard_train if name in HARD_ARMS else [*questions, *hard_train]
         batches = shuffled_passes(mixed, seed, steps, per_step // copies)

@@ -120,8 +120,8 @@ class OuterLoop:
         # 4. The teacher learns from the rewards of its questions.
         learnt = self.learn(question_sets, reward_U)
 
-        event = self._event(question_sets, population, measured, decision, learnt)
-        event |= {"teacher_reward_G": reward_G, "seconds": round(time.monotonic() - started, 3)}
+        event = self._event(question_sets, population, measured, decision)
+        event |= {"teacher_reward_G": reward_G, **learnt, "seconds": round(time.monotonic() - started, 3)}
         state.step += 1
         self.kept = [question_sets.kept, population.kept, measured.kept]
         rows = [
@@ -155,12 +155,10 @@ class OuterLoop:
         plans, config = self.plans(question_sets)
         size = choose_chunk(self.env, len(plans))
         total, ticks = len(plans[0].batches) * len(plans), itertools.count(1)
-
-        def tick() -> None:
-            self.on_inner(min(total, size * next(ticks)), total)
-
         with self._spends("students"):
-            population = train_population(self.env, state.baseline, plans, config, tick)
+            population = train_population(
+                self.env, state.baseline, plans, config, lambda: self.on_inner(min(total, size * next(ticks)), total)
+            )
         state.student_rollouts += population.rollouts
         return population
 
@@ -267,9 +265,7 @@ class OuterLoop:
         finally:
             self.state.spent[kind] = self.state.spent.get(kind, 0) + self.env.tokens - before
 
-    def _event(
-        self, sets: QuestionSets, students: Population, measured: Measurement, decision: Decision, learnt: Row
-    ) -> Row:
+    def _event(self, sets: QuestionSets, students: Population, measured: Measurement, decision: Decision) -> Row:
         """What metrics.jsonl keeps of one outer step; docs/metrics.md explains every key."""
         questions = [problem.question for problems in sets.problems_G_Q for problem in problems]
         return {
@@ -287,7 +283,6 @@ class OuterLoop:
             "sampled": sets.sampled,
             "rejected": sets.rejected,
             "distinct_share": len(set(questions)) / len(questions),
-            **learnt,
             "failed_students": sum(trial.failed for trial in measured.trials),
             "student_first": students.metrics[0],
             "student_last": students.metrics[-1],
