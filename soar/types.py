@@ -14,7 +14,8 @@ may stand for what it says, and in `engine` R counts rows that lie packed and N 
     T  token positions
     V  vocabulary
 
-Everything here is plain data without torch, so that reports and checks load fast."""
+Everything here is plain data without torch, so that reports and checks load fast.
+"""
 
 import json
 import math
@@ -58,7 +59,8 @@ def import_extra(module: str, kind: type[UserError], missing: str) -> Any:
 
 class Verdict(str, Enum):
     """Outcome of checking one completion against one gold answer. NO_ANSWER never equals a gold answer and never votes;
-    UNSCORABLE: the check cannot decide (excluded from means); TIMEOUT, CRASHED: the worker process was killed or died."""
+    UNSCORABLE: the check cannot decide (excluded from means); TIMEOUT, CRASHED: the worker process was killed or died.
+    """
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -84,7 +86,8 @@ class Verdicts(list[Verdict]):
 
 class Reason(str, Enum):
     """Why a teacher text is not a problem (`domain.Grader.read`). REFUSED: the domain says no, and why in
-    `Rejection.detail`; READER_FAILED: its code raised or was killed at a limit; the last two: `write.vote`."""
+    `Rejection.detail`; READER_FAILED: its code raised or was killed at a limit; the last two: `write.vote`.
+    """
 
     NO_QUESTION = "no_question"
     NO_ANSWER = "no_answer"
@@ -104,7 +107,8 @@ class Reason(str, Enum):
 class Problem:
     """One question with its gold answer, both text. id: stable name, a fingerprint of the normalised text where the source
     gives none. extra: further columns of the source row (level, subject), passed to custom verifiers. agreement: share of the
-    votes that gave the answer, None without votes."""
+    votes that gave the answer, None without votes.
+    """
 
     id: str
     question: str
@@ -116,7 +120,8 @@ class Problem:
 @dataclass(frozen=True)
 class Rejection:
     """A teacher text that is not a problem, and why; `text` is kept for the last-outputs hint. detail: a domain's own name
-    of the reason (`no_options`), counted in place of `reason`; cut to a short identifier."""
+    of the reason (`no_options`), counted in place of `reason`; cut to a short identifier.
+    """
 
     reason: Reason
     text: str
@@ -157,7 +162,8 @@ class Trial:
 @dataclass(frozen=True)
 class Decision:
     """Outcome of the promotion rule at one outer step (method step 3): whether a student becomes the new baseline, and
-    which. window_mean: mean of the window of step rewards (None until it is full); reason: one sentence for the log."""
+    which. window_mean: mean of the window of step rewards (None until it is full); reason: one sentence for the log.
+    """
 
     promote: bool
     reason: str
@@ -172,8 +178,7 @@ def shared_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def columns_of(problems: Sequence[Problem], shared: Mapping[str, Any] = {}) -> dict[str, list[Any]]:
-    """The columns that a user function gets beside completion and gold answer: `question`, and those of the source. shared:
-    for problems that have no such column (`shared_columns`)."""
+    """What a user function gets beside completion and gold answer: `question` and the source's columns, else `shared`."""
     names = sorted({*shared, *(name for problem in problems for name in problem.extra)})
     columns = {name: [problem.extra.get(name, shared.get(name)) for problem in problems] for name in names}
     return {**columns, "question": [problem.question for problem in problems]}

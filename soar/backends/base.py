@@ -1,6 +1,6 @@
-"""The seam between the loop and what computes: soar.engine for a plain `Backbone`, else a `Backend`.
-
-The loop never looks into an `AdapterStack`: a `Backend`'s tensors say where its weights are. A `Sampler` completes."""
+"""The seam between the loop and what computes: soar.engine for a plain `Backbone`, else a `Backend`. The loop never looks
+into an `AdapterStack`: a `Backend`'s tensors say where its weights are. A `Sampler` completes.
+"""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,9 +32,9 @@ class Backend(Protocol):
 
 
 def begin(backbone: Backbone, stack: AdapterStack, config: OptimizerConfig) -> Any:
-    """A fresh AdamW over every slice of a stack; its `stack` is the one that is trained from here on.
-
-    Its `state` gives, and `restore` takes, flat tensors with the policies on the first axis."""
+    """A fresh AdamW over every slice of a stack: its `stack` is the one that is trained from here on, its `state` gives, and
+    its `restore` takes, flat tensors with the policies on the first axis.
+    """
     return backbone.begin(stack, config) if isinstance(backbone, Backend) else native.StackOptimizer(stack, config)
 
 

@@ -7,7 +7,8 @@ trained or sampled has a client; at most `backend.clients` are alive, the least 
 The RLOO step is the service's `importance_sampling` loss, exp(logprob - sampler's) * advantage summed over tokens, with the
 constant normaliser in the advantages. The gradient of k3, at the sampler's policy, is that of a token advantage exp(d) - 1,
 d = log-probability under the base model minus the policy's, so the KL term needs no loss of its own. Left out: other
-temperatures than 1, stop strings, clipping on SkyRL's server, adapters from files, workers."""
+temperatures than 1, stop strings, clipping on SkyRL's server, adapters from files, workers.
+"""
 
 import io
 import json
@@ -65,9 +66,9 @@ def stack_of(paths: Sequence[str]) -> AdapterStack:
 
 
 class LiveStack(AdapterStack):
-    """Policies in training, and their optimizer: the service keeps AdamW's moments with the weights.
-
-    To look at `tensors` saves the policies that moved, so a copy is what they were at that moment."""
+    """Policies in training, and their optimizer: the service keeps AdamW's moments with the weights. To look at `tensors`
+    saves the policies that moved, so a copy is what they were at that moment.
+    """
 
     def __init__(self, backend: "TinkerBackbone", slots: list[Slot], config: OptimizerConfig) -> None:
         self.kind, self.scale, self._merged, self.stack = "tinker", 1.0, {}, self
@@ -227,10 +228,10 @@ class TinkerBackbone(Backbone):
     def _passes(
         self, kind: str, slots: list[Slot], rollouts: Rollouts, rows_P: list[list[int]], weight_B_T: Tensor
     ) -> Iterator[Tensor]:
-        """Log-probabilities [B, T] of each policy's rows, 0 elsewhere; every pass is asked for before the first is read.
-
-        Thinking Machines' service sums the loss over tokens. SkyRL's takes the mean over rows, and over the tokens of each,
-        prompt included; the weights make up for it."""
+        """Log-probabilities [B, T] of each policy's rows, 0 elsewhere; every pass is asked for before the first is read. The
+        loss of Thinking Machines' service is a sum over tokens, SkyRL's a mean over rows, and over the tokens of each, prompt
+        included; the weights make up for it.
+        """
         what, answers = "scores" if kind == "forward" else "a gradient", []
         for slot, rows in zip(slots, rows_P, strict=True):
             data = []
@@ -294,9 +295,9 @@ class TinkerBackbone(Backbone):
         return sha256(f"tinker {self.name}".encode()).hexdigest()
 
     def sample(self, stack: AdapterStack | None, request: Request) -> Rollouts:
-        """As `sampler.NativeSampler.sample`.
-
-        A prompt's attempts are one request with one seed: they depend on it alone, as far as the service keeps seeds."""
+        """As `sampler.NativeSampler.sample`. A prompt's attempts are one request with one seed: they depend on it alone, as
+        far as the service keeps seeds.
+        """
         request.check(stack, self.context)
         slots = [None] * len(request.prompts_P_Q) if stack is None else self.slots_of(stack)
         temperature, max_tokens, stop = request.sampling.temperature, request.sampling.max_tokens, sorted(self.end_ids)

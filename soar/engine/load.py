@@ -102,7 +102,8 @@ def load_backbone(config: ModelConfig, hollow: bool = False) -> Backbone:
 
 def _try(backbone: Backbone) -> None:
     """One token as in sampling (as in training, where vLLM samples), with adapters of zeros that take no room. Raises
-    ConfigError for a model whose code wants a cache of its own, or reaches past a layer for its weight."""
+    ConfigError for a model whose code wants a cache of its own, or reaches past a layer for its weight.
+    """
     config, one = backbone.config, torch.ones(1, 1, dtype=torch.long, device=backbone.device)
     zero, tensors = torch.zeros(1, device=backbone.device), dict[str, torch.Tensor]()
     for name, layer in backbone.layers.items():

@@ -20,8 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: Any) -> int:
-    """Bytes that a run could take: of a CUDA device free ones, and those that torch holds unused; else all memory of this
-    machine, or of the control group that this process is limited to."""
+    """Bytes that a run could take: of a CUDA device the free and torch's unused; else of machine or control group."""
     if device.type == "cuda":
         import torch
 
@@ -34,8 +33,7 @@ def free_bytes(device: Any) -> int:
 
 
 def until_it_fits(work: Callable[[int], T], size: Callable[[], int], shrink: Callable[[int], bool]) -> T:
-    """work(size()), when memory runs out again and again, as long as shrink(that size) makes it smaller; else the shortage as
-    it came. work leaves nothing of a failed call behind."""
+    """work(size()), anew while memory runs out and shrink(size) finds a smaller one; work leaves nothing of a failed call."""
     while True:
         tried = size()
         try:

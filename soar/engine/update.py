@@ -124,7 +124,8 @@ def in_micro_batches(backbone: Backbone, work: Callable[[int], T]) -> T:
 
 def micro_batch_limit(backbone: Backbone) -> int:
     """Tokens of one forward and backward pass: `backbone.micro_batch_tokens`, or by memory: on a CPU that of the logits
-    (three float copies), on a GPU a share of what is free, for what the backward pass keeps (half with liger-kernel)."""
+    (three float copies), on a GPU a share of what is free, for what the backward pass keeps (half with liger-kernel).
+    """
     if backbone.micro_batch_tokens:
         return backbone.micro_batch_tokens
     if backbone.device.type != "cuda":

@@ -54,8 +54,7 @@ class QuestionSets:
 
 
 def teacher_prompt(env: RolloutEnv, config: Config) -> list[int]:
-    """Token ids of the teacher prompt. Raises ConfigError when it leaves no room for the teacher's text, and for
-    teacher.votes where answers cannot take the place of gold answers."""
+    """Token ids of the teacher prompt. Raises ConfigError where there is no room for a text, or no vote on answers."""
     if config.teacher.votes and not can_vote(env):
         key = "domain" if config.problems.domain else "verifier"
         found = f"problems.{key} = {getattr(config.problems, key)!r} does not compare answers with each other"

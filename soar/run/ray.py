@@ -2,7 +2,8 @@
 
 Only adapters, problems and verdicts travel. A worker that dies, loses its GPU or stands still is started again by Ray and
 does its piece again, with the same seeds and so the same result. What workers print is in Ray's logs. Left out: elastic
-growth, one model over several devices."""
+growth, one model over several devices.
+"""
 
 import os
 import platform
@@ -14,7 +15,6 @@ from collections import deque, namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 from soar.config import Config, ConfigError
@@ -30,14 +30,14 @@ START_S = 600.0  # a worker that has not loaded the model after so long is given
 STILL_S, STILL_TIMES = 600.0, 10  # without a result for longer, and for so many times the longest, workers are killed
 NO_RAY = "cluster.workers and cluster.address need Ray, which is not installed: pip install 'soar-rl[ray]'"
 
-
 # What a worker sends back: who it is, key and result of the piece, tokens sampled, seconds, steps done.
 Reply = namedtuple("Reply", "number pid key value tokens seconds ticks")
 
 
 class Worker:
     """One worker process: base model, sampler and verifier, loaded by the first call, also after a restart. cwd: folder in
-    which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same."""
+    which relative paths are looked up. digest: sha256 of the driver's base weights, which must be the same.
+    """
 
     def __init__(self, number: int, config: Config, cwd: str, digest: str) -> None:
         self.number, self.config, self.cwd, self.digest = number, config, cwd, digest
@@ -45,7 +45,7 @@ class Worker:
     @cached_property
     def env(self) -> RolloutEnv:
         """Raises Interrupted for other weights."""
-        if Path(self.cwd).is_dir():
+        if os.path.isdir(self.cwd):
             os.chdir(self.cwd)
         env = open_env(self.config).__enter__()  # left with the process
         if (here := env.backbone.base_digest()) != self.digest:
@@ -75,8 +75,7 @@ class Worker:
 
 
 def check_cluster(config: Config) -> None:
-    """Refuse a cluster that cannot be there, before a model is loaded: Ray itself takes minutes to say so, or exits.
-    Raises ConfigError when Ray is missing or nothing listens at `cluster.address`."""
+    """Raises ConfigError when Ray is missing or nothing listens at `cluster.address`: Ray itself says so in minutes."""
     address = config.cluster.address
     if not config.cluster.workers and not address:
         return
@@ -123,7 +122,8 @@ def in_short(error: BaseException) -> str:
 class RayParallel:
     """See the module text. Use as a context manager; workers end with it. env, threads: the driver's own; every worker has
     its base model and computes as this process would. say: lines for a person. Raises ConfigError when Ray is missing or the
-    cluster cannot hold the workers, Interrupted when one does not start, and what they raise while they load the model."""
+    cluster cannot hold the workers, Interrupted when one does not start, and what they raise while they load the model.
+    """
 
     def __init__(self, config: Config, env: RolloutEnv, threads: int, say: Callable[[str], None]) -> None:
         self.config, self.cluster, self.say = config, config.cluster, say
