@@ -33,7 +33,7 @@ def teacher_questions(env: RolloutEnv, config: Config, count: int) -> list[Probl
     prompt = env.fmt.teacher_ids(env.backbone.tokenizer, "")
     rollouts = env.sampler.sample(None, Request([[prompt]], count, [[7]], config.teacher.sampling))
     truncated = [not ended for ended in rollouts.ended_B.tolist()]
-    outcomes = env.verifier.read_problems(rollouts.texts(env.backbone), truncated, env.fmt)
+    outcomes = env.verifier.read_problems(rollouts.texts(env.backbone), truncated)
     return [outcome for outcome in outcomes if isinstance(outcome, Problem)]
 
 

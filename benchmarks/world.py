@@ -68,7 +68,7 @@ def teacher_facts(env: RolloutEnv, world: World, samples: int, seed: int) -> lis
     prompt = teacher_prompt(env, config)
     rollouts = env.sampler.sample(None, Request([[prompt]], samples, [[seed]], config.teacher.sampling))
     texts, ended = rollouts.texts(env.backbone), rollouts.ended_B.tolist()
-    outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
+    outcomes = env.verifier.read_problems(texts, [not e for e in ended])
     pairs = [o for o in outcomes if isinstance(o, Problem)]
     valid = [p for p in pairs if world.solve(p.question) is not None]
     useful = [p for p in valid if carrying_steps(p.question)]

@@ -1,6 +1,7 @@
 """`soar check`: what each finding says, its advice, and the exit code."""
 
 import sys
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from soar.engine.sampler import NativeSampler
 from soar.loop.rollout import RolloutEnv
 from soar.plan import check, forecast
 from soar.plan.check import Finding, check_golds, check_problems, student_finding, teacher_finding
+from soar.problems.domain import Domain
 from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem
@@ -97,7 +99,8 @@ class Speaker:
 
 def examiner_of(texts: list[str]) -> RolloutEnv:
     sampler: Any = Speaker(texts)
-    return RolloutEnv(tiny_backbone(), sampler, FORMATS["question_answer"], VerifierPool("number"))
+    fmt = replace(FORMATS["question_answer"], answer_style="boxed", pair_style="labels")
+    return RolloutEnv(tiny_backbone(), sampler, fmt, VerifierPool(Domain("mine", fmt, "number")))
 
 
 GOOD, NO_ANSWER = " a b c\nAnswer: 7", " only a question"
@@ -148,7 +151,7 @@ def test_an_own_reward_that_errs_is_named(tmp_path, body, said, status, why, err
     """It refuses an answer that is read and equals the gold answer; or it raises, which is told once."""
     (tmp_path / "own.py").write_text(f"def grade(completion, answer):\n    return {body}\n")
     env = examiner_of([r"\boxed{0}"])
-    env.verifier = VerifierPool(f"{tmp_path}/own.py:grade", workers=1)
+    env.verifier = VerifierPool(Domain("mine", env.fmt, f"{tmp_path}/own.py:grade"), workers=1)
     finding = student_finding(env, teacher_config(), NUMBERS)
     assert finding.message.startswith(f"0 of 32 attempts are correct, 10 tokens each; {said}")
     assert finding.status == status and why in finding.advice

@@ -194,6 +194,7 @@ def test_a_fingerprint_covers_prompts_version_and_file(hostile, tmp_path):
 
 
 C, W = Verdict.CORRECT, Verdict.WRONG
+WORLD = worlds.get_world("tiny")
 COMPARED = [(compare_quantities, *case) for case in (*cases("science", "quantity"), ("9" * 500, "3 m", "wrong"))]
 COMPARED += [(compare, *case) for case in cases("procedural", "compared")]
 
@@ -299,9 +300,6 @@ def test_real_families():
     assert all(p.question.count("+") + p.question.count(" - ") >= 4 for p in problems)
     jugs, _ = load_problems("reasoning_gym:jugs", limit=2, seed=1)
     assert all(procedural.validate(p) is None for p in jugs) and procedural.verify("[]", jugs[0]) is W
-
-
-WORLD = worlds.get_world("tiny")
 
 
 @pytest.mark.parametrize(("question", "answer", "topic", "steps"), cases("worlds", "label"))

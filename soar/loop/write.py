@@ -138,7 +138,7 @@ def _tokens_for(backbone: Backbone, tokens: list[int], text: str) -> int:
 
 def read_pairs(env: RolloutEnv, config: Config, texts: list[str], ended: list[bool]) -> list[Outcome]:
     """Problems or reasons, in order; a question that leaves no room for the student's answer is too long."""
-    outcomes = env.verifier.read_problems(texts, [not e for e in ended], env.fmt)
+    outcomes = env.verifier.read_problems(texts, [not e for e in ended])
     for i, outcome in enumerate(outcomes):
         if isinstance(outcome, Problem) and not env.room(outcome, config.student.sampling):
             outcomes[i] = Rejection(Reason.TOO_LONG, texts[i])

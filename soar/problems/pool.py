@@ -22,7 +22,6 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from itertools import repeat
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -208,12 +207,10 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
         """The domain's own answers; None where it has none, or its solver failed."""
         return _values(self._grade("solve", questions, [""] * len(questions)))
 
-    def read_problems(
-        self, texts: Sequence[str], truncated: Sequence[bool], prompts: PromptFormat | None = None
-    ) -> list[Problem | Rejection]:
-        """The problem in each teacher text, or why there is none. prompts: of a pool that was made by a verifier's name."""
+    def read_problems(self, texts: Sequence[str], truncated: Sequence[bool]) -> list[Problem | Rejection]:
+        """The problem in each teacher text, or why there is none."""
         if not self.domain.own:
-            grader = Grader(replace(self.domain, prompts=prompts or self.domain.prompts))
+            grader = Grader(self.domain)
             return [grader.read(text, cut) for text, cut in zip(texts, truncated, strict=True)]
         cut_texts, read = [text[:MAX_COMPLETION_CHARS] for text in texts], list[Problem | Rejection]()
         outcomes = self._grade("read", cut_texts, [""] * len(texts), {"truncated": truncated})
