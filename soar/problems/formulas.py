@@ -187,11 +187,7 @@ class Parser:
         node = self.postfix()
         if not self.take("^"):
             return node
-        braces = self.peek().is_a("{") and self.peek(1).is_a("circ")
-        self.place += braces
         if self.take("circ"):
-            if braces:
-                self.expect("}")
             return ("circ", node)
         node = ("pow", node, self.exponent())
         return ("!", node) if self.take("!") else node
@@ -405,8 +401,7 @@ def _root(value: int, degree: int) -> int | None:
 
 
 def _nth_root(a: Any, degree: Any) -> Any:
-    odd = isinstance(degree, Fraction) and degree.denominator == 1 and degree.numerator % 2
-    if odd and isinstance(a, Fraction) and a < 0:
+    if isinstance(a, Fraction) and isinstance(degree, Fraction) and a < 0 and degree % 2 == 1:
         return -_power(-a, 1 / degree)
     return _power(a, both(operator.truediv, Fraction(1), degree))
 
