@@ -77,8 +77,7 @@ def _last_box(text: str) -> str | None:
 def normalize(answer: str) -> str:
     """One spelling for one answer: spacing commands, `\\text`, `\\dfrac`, outer `$`, Unicode minus and fractions.
 
-    It changes no value. Whitespace is reduced to single spaces; a final full stop is dropped. A text of more than
-    MAX_ANSWER_CHARS characters is returned as it is."""
+    It changes no value. White space becomes single spaces, a final full stop goes. Above MAX_ANSWER_CHARS: as it is."""
     return _normalize(answer) if len(answer) <= MAX_ANSWER_CHARS else answer
 
 
@@ -122,8 +121,7 @@ def read_letters(answer: str) -> frozenset[str] | None:
 def mark_up(answer: str) -> str:
     """The answer without fonts, colours, spacing, boxes and dollar signs; words of `\\text` stand between \\x01 and \\x02.
 
-    Unlike `normalize` it tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. A text of more than
-    MAX_ANSWER_CHARS characters is returned as it is."""
+    It tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. Above MAX_ANSWER_CHARS: as it is."""
     if len(answer) > MAX_ANSWER_CHARS:
         return answer
     # the patterns are quadratic in runs of white space

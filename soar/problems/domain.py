@@ -168,8 +168,7 @@ def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
     """Contents of the question tags, and of the box in the answer tags.
 
-    A second opening tag closes the first. Upper case and the other order are accepted. A field inside another one, or one
-    without an end, does not count."""
+    A second opening tag closes the first. Upper case and the other order are accepted, no field in another or without end."""
     fields = [(kind.lower(), content.strip()) for kind, content in PATTERNS["field"].findall(text)]
     questions, answers = ([text for kind, text in fields if kind == name] for name in ("question", "answer"))
     if not questions or not answers:
@@ -271,10 +270,9 @@ class Grader:
         words = fmt.text_answers or domain.verify or domain.read_problem  # can be answers
         value = words or any(char.isdigit() for char in answer) or gold_kind(answer, "math") == "value"
         faults = (
-            (not question or not answer, Reason.EMPTY),
+            (not question or not normalize(answer), Reason.EMPTY),
             (any(field in fmt.placeholders for field in bare), Reason.PLACEHOLDER),
             (len(question) > MAX_QUESTION_CHARS or len(answer) > domain.max_answer_chars, Reason.TOO_LONG),
-            (not normalize(answer), Reason.EMPTY),
             (not value, Reason.UNPARSABLE_ANSWER),
         )
         if reason := next((reason for is_so, reason in faults if is_so), None):

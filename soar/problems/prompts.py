@@ -29,7 +29,7 @@ class PromptFormat:
     default_subject: str = ""
     turns: bool = True  # the prompt is a user turn (chat template, or `User:/Assistant:` without one); else raw text
     teacher_prefill: str = ""  # beginning of the teacher's own turn, in the prompt; `domain.Grader` puts it back
-    answer_marks: tuple[str, ...] = ()  # in front of an answer (`marker`), of those that `extract` knows
+    answer_marks: tuple[str, ...] = ()  # of answers: those that `extract` knows; the first of `marked` is the teacher's
     control_words: tuple[str, ...] = ()  # words of the vocabulary that steer the model
     placeholders: tuple[str, ...] = tuple(WORDS["placeholders"])  # of question and answer in the teacher prompt
     text_answers: bool = False  # words can be answers

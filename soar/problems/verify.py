@@ -295,7 +295,7 @@ def compare_math(answer: str, gold: str) -> Verdict:
         return _verdict(letters[0] == letters[1])
     (chosen, answer_text), (letter, gold_text) = split_choice(answer), split_choice(gold)
     if letter and (chosen or (gold.lstrip("\\$ ")[:1] == "(" and len(a.strip("().")) == 1)):
-        return _verdict(letter == (chosen or a.strip("().").upper()))
+        return compare_choice(answer, gold)
     wanted = read(gold_text or gold)
     with suppress(Unreadable):  # too large at the points where they were to be compared
         if equal(wanted, read(answer_text or answer)):
