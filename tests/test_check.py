@@ -27,6 +27,7 @@ from soar.problems.pool import VerifierPool
 from soar.problems.prompts import FORMATS
 from soar.types import Problem
 
+GOOD, NO_ANSWER = " a b c\nAnswer: 7", " only a question"
 NUMBERS = [Problem(f"p{i}", f"last 5{i}", str(i)) for i in range(8)]
 
 
@@ -101,9 +102,6 @@ def examiner_of(texts: list[str]) -> RolloutEnv:
     sampler: Any = Speaker(texts)
     fmt = replace(FORMATS["question_answer"], answer_style="boxed", pair_style="labels")
     return RolloutEnv(tiny_backbone(), sampler, fmt, VerifierPool(Domain("mine", fmt, "number")))
-
-
-GOOD, NO_ANSWER = " a b c\nAnswer: 7", " only a question"
 
 
 def teacher_config(*overrides: str) -> Any:

@@ -35,6 +35,9 @@ FUNCTIONS = HERE / "verifier_functions.py"
 DATA = Path(os.environ.get("SOAR_DATA", HERE.parent.parent / "shared" / "data"))
 CASES = DATA.parent / "cases" / "grading.jsonl"
 CORRECT, WRONG, NO_ANSWER = Verdict.CORRECT, Verdict.WRONG, Verdict.NO_ANSWER
+LONG = [("boxed", "\\boxed{1}" + " " * 200000, None), ("boxed", "x" * 200000 + "\\boxed{1}", "1")]
+LONG_NUMBERS = [("math", "42", "0" * 2_000 + "42", "wrong"), ("number", "42" + " 1" * 2_000, "1", "wrong")]
+ROWS = [row for (row,) in cases("cli_verify", "row")]
 BOMBS: dict[str, str] = {n: "".join(text * times for text, times in parts) for n, parts in cases("verify", "bomb")}
 """Answers that hang, exhaust memory or crash a naive verifier, as the content of a box. None is 42, the gold answer."""
 BOMBS["expanded product"] = "".join(f"(x+y+z+{i})" for i in range(60)) + "^{40}"
@@ -50,9 +53,6 @@ def box(answer: str) -> str:
 def pool() -> Iterator[VerifierPool]:
     with VerifierPool("math") as started:
         yield started
-
-
-LONG = [("boxed", "\\boxed{1}" + " " * 200000, None), ("boxed", "x" * 200000 + "\\boxed{1}", "1")]
 
 
 @pytest.mark.parametrize(("style", "text", "answer"), [*map(json.loads, (HERE / "extract.jsonl").open()), *LONG])
@@ -73,9 +73,6 @@ def test_normalize_keeps_powers_and_indices():
     long = "a" * (MAX_ANSWER_CHARS + 1) + "."
     assert normalize(long) == long
     assert [split_choice(text) for text in ("(A) yes", "A", "Z")] == [("A", "yes"), ("A", ""), (None, "Z")]
-
-
-LONG_NUMBERS = [("math", "42", "0" * 2_000 + "42", "wrong"), ("number", "42" + " 1" * 2_000, "1", "wrong")]
 
 
 @pytest.mark.parametrize(
@@ -218,9 +215,6 @@ def test_gold_answers_of_gsm8k_and_math_grade_as_correct(pool):
         golds = list(dict.fromkeys(problem.answer for problem in load_problems(str(DATA / f"{name}.jsonl"))[0]))
         verdicts = pool.check_golds(golds)
         assert [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict is not CORRECT] == []
-
-
-ROWS = [row for (row,) in cases("cli_verify", "row")]
 
 
 def verified(*words: str, capsys: pytest.CaptureFixture[str]) -> Any:
