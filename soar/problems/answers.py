@@ -1,6 +1,7 @@
 """Texts with answers: what a completion commits to, its spelling, the letter of a choice, and numbers that are spelled out.
 
-Pure string functions, bounded in time by `MAX_ANSWER_CHARS`, that may run in the main process on hostile text."""
+Pure string functions, bounded in time by `MAX_ANSWER_CHARS`, that may run in the main process on hostile text.
+"""
 
 import re
 import unicodedata
@@ -28,7 +29,8 @@ def extract(completion: str, answer_style: str) -> str | None:
 
     `boxed`: content of the last `\\boxed{...}`, or of several joined by `and`, `or`, commas. `marker`: the first line after
     the last `<ans>`, `Answer:` or `final answer is`, or a box in it. What follows the end of the turn, or begins a new
-    question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS."""
+    question, is not read, nor an unfinished `<think>`, nor more than MAX_COMPLETION_CHARS.
+    """
     if answer_style not in ("boxed", "marker"):
         raise ValueError(f"answer_style = {answer_style!r}: expected boxed or marker")
     text = PATTERNS["end_of_turn"].split(completion[-MAX_COMPLETION_CHARS:].lstrip(), maxsplit=1)[0]
@@ -77,7 +79,8 @@ def _last_box(text: str) -> str | None:
 def normalize(answer: str) -> str:
     """One spelling for one answer: spacing commands, `\\text`, `\\dfrac`, outer `$`, Unicode minus and fractions.
 
-    It changes no value. White space becomes single spaces, a final full stop goes. Above MAX_ANSWER_CHARS: as it is."""
+    It changes no value. White space becomes single spaces, a final full stop goes. Above MAX_ANSWER_CHARS: as it is.
+    """
     return _normalize(answer) if len(answer) <= MAX_ANSWER_CHARS else answer
 
 
@@ -121,7 +124,8 @@ def read_letters(answer: str) -> frozenset[str] | None:
 def mark_up(answer: str) -> str:
     """The answer without fonts, colours, spacing, boxes and dollar signs; words of `\\text` stand between \\x01 and \\x02.
 
-    It tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. Above MAX_ANSWER_CHARS: as it is."""
+    It tells words from letters: `5\\text{ m}` is five metres, `5m` five times m. Above MAX_ANSWER_CHARS: as it is.
+    """
     if len(answer) > MAX_ANSWER_CHARS:
         return answer
     # the patterns are quadratic in runs of white space

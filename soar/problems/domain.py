@@ -1,7 +1,8 @@
 """A domain: how problems of one subject are asked for, put to a student, read and checked; docs/domains.md has one.
 
 Its functions see text that a model wrote: `Grader` runs them in worker processes that are killed at their limits
-(`pool.py`); what they raise is counted, not raised."""
+(`pool.py`); what they raise is counted, not raised.
+"""
 
 import hashlib
 import importlib
@@ -58,7 +59,8 @@ class Domain:
         """sha256 of what shapes prompts, reading and checking.
 
         Of a domain that problems.domain names: prompts, name, verifier, version, and the bytes of its file unless it is
-        the package's own. Of another: the prompts."""
+        the package's own. Of another: the prompts.
+        """
         if not self.own:
             return self.prompts.fingerprint()
         parts = [self.name, self.prompts.fingerprint(), self.verifier, self.version, self.source_sha256]
@@ -168,7 +170,8 @@ def _read_pair(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
 def _read_tags(text: str, fmt: PromptFormat) -> tuple[str, str] | Reason:
     """Contents of the question tags, and of the box in the answer tags.
 
-    A second opening tag closes the first. Upper case and the other order are accepted, no field in another or without end."""
+    A second opening tag closes the first. Upper case and the other order are accepted, no field in another or without end.
+    """
     fields = [(kind.lower(), content.strip()) for kind, content in PATTERNS["field"].findall(text)]
     questions, answers = ([text for kind, text in fields if kind == name] for name in ("question", "answer"))
     if not questions or not answers:

@@ -2,7 +2,8 @@
 
 Two formulas are compared by their values: exactly where they are rational, else to 40 digits, and with every variable at
 POINTS rational numbers that its name determines. Bounded in time (MAX_TOKENS, MAX_DEPTH, MAX_BITS), so that hostile text
-may be read in the main process. Sums and integrals are not computed; what is outside the grammar raises `Unreadable`."""
+may be read in the main process. Sums and integrals are not computed; what is outside the grammar raises `Unreadable`.
+"""
 
 import math
 import operator
@@ -65,7 +66,8 @@ class Token(NamedTuple):
 def tokenize(text: str, units: frozenset[str]) -> list[Token]:
     """The tokens of a text in which \\x01 and \\x02 stand around `\\text`. Raises Unreadable above MAX_TOKENS.
 
-    units: runs of letters that are words behind a value. `1,234` is one number, two in brackets."""
+    units: runs of letters that are words behind a value. `1,234` is one number, two in brackets.
+    """
     tokens, place, depth, spaced, in_text = list[Token](), 0, 0, False, False
     while place < len(text):
         match = (INSIDE if depth else TOP).match(text, place)

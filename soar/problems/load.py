@@ -82,7 +82,8 @@ def load_problems(
     `verifiers:NAME`. seed: of generated problems. origin: the key that holds the source, for errors. settings: keys of
     `config.ProblemsConfig`. question_column and answer_column name a column, with dots into objects
     (`reward_model.ground_truth`), or several (`Body + Question`); None: the first known alias. limit: keep so many problems
-    (0: all). Unreadable rows and conflicting duplicates refuse the source unless skip_bad_rows is set."""
+    (0: all). Unreadable rows and conflicting duplicates refuse the source unless skip_bad_rows is set.
+    """
     keys, (kind, name) = ProblemsConfig(source=source, **settings), split_source(source, origin)
     report = LoadReport(source)
     if kind == "hub":
@@ -272,7 +273,8 @@ def find_leaks(train: Sequence[Problem], test: Sequence[Problem]) -> list[Proble
 def split(problems: Sequence[Problem], seed: int, test_share: float = 0.5) -> tuple[list[Problem], list[Problem]]:
     """(train, test), with sizes exact up to rounding and at least one in each. Raises DataError for fewer than two problems.
 
-    Equal questions count once. Ordered by a hash of (seed, fingerprint), so that the order of the file has no say."""
+    Equal questions count once. Ordered by a hash of (seed, fingerprint), so that the order of the file has no say.
+    """
     keyed = {fingerprint(problem.question): problem for problem in problems}
     if len(keyed) < 2:
         raise DataError(f"{len(keyed)} problem cannot be split into a training and a test half; 2 are needed")

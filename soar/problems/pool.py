@@ -4,7 +4,8 @@ The named verifiers are bounded functions that cost microseconds, and run in the
 shapes in docs/bring.md) and domains run in worker processes: a check over its time is `timeout`, one that raises or kills
 its worker (memory, segmentation fault) is `crashed`, and none hangs the caller. A worker is a program of its own that
 imports this package and what the verifier's name says. It has few environment variables, a limit of memory, and ends with
-its caller."""
+its caller.
+"""
 
 import asyncio
 import inspect
@@ -97,7 +98,8 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
     """Checks completions, gold answers and teacher texts by one verifier, or as one domain says. Threads take turns.
 
     verifier: a Domain; or `math`, `number`, `exact`, `choice`; or a reward function `module:function` /
-    `file.py:function`: a score of `success_at` or more is correct, None or NaN unscorable."""
+    `file.py:function`: a score of `success_at` or more is correct, None or NaN unscorable.
+    """
 
     def __init__(
         self,
@@ -140,7 +142,8 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
         """One Verdict for each completion, in order; of a reward function `Verdicts` with its scores (0: a lost check).
 
         columns: further ones, each as long as completions (a domain needs `question`); the named verifiers ignore them.
-        Raises ValueError for lengths that differ, VerifierError for a function that returns no numbers."""
+        Raises ValueError for lengths that differ, VerifierError for a function that returns no numbers.
+        """
         if len(completions) != len(golds):
             raise ValueError(f"{len(completions)} completions, but {len(golds)} gold answers")
         outcomes = self._grade("check", [text[-MAX_COMPLETION_CHARS:] for text in completions], golds, columns)
@@ -190,7 +193,8 @@ class VerifierPool(AbstractContextManager["VerifierPool"]):
         """What came of each attempt, and the answer that is read in it.
 
         One of right, wrong, no answer, cut off, not judged; refused: the answer equals the gold one, and the verifier says
-        no all the same; runs on: cut off behind its answer."""
+        no all the same; runs on: cut off behind its answer.
+        """
         same = compare_exact if self.domain.own else compare_math
 
         def outcome(verdict: Verdict, end: bool, answer: str | None, gold: str) -> str:
@@ -315,7 +319,8 @@ class Reward(NamedTuple):
     def __call__(self, completion: str, row: Mapping[str, Any]) -> float | None:
         """What the function gives for one completion; None where it cannot decide. row: the columns, with `answer`.
 
-        Raises VerifierError for a value of another shape, and what the function raises."""
+        Raises VerifierError for a value of another shape, and what the function raises.
+        """
         gold, question = str(row["answer"]), str(row.get("question", ""))
         if self.function.__module__.startswith("trl.") and "\\" in gold and "$" not in gold:
             gold = f"${gold}$"  # math-verify finds bare LaTeX only between dollar signs
@@ -392,7 +397,8 @@ def _mentions(code: Any, text: str, around: dict[str, Any]) -> bool:
 def serve(descriptor: int, name: str, key: str, memory_mb: int, timeout_s: float) -> None:
     """Do checks until the caller is gone: `(task, text, row)` -> a JSON object, since a check may have run anything.
 
-    It holds `verdict` or `value`, and a `message` where it failed; `error` for what is wrong with the verifier."""
+    It holds `verdict` or `value`, and a `message` where it failed; `error` for what is wrong with the verifier.
+    """
     os.dup2(2, 1)  # what a user's function prints belongs to no table of its caller
     link, check, shape = Connection(descriptor), None, ""
     try:

@@ -2,7 +2,8 @@
 
 Two rules hold for every tokenizer. A prompt starts with exactly one BOS if the tokenizer puts one before plain text, and
 with none else. And text that somebody else wrote (a question, a subject) never yields control ids: `<|im_end|>` in a
-question reaches the model as the characters it is made of."""
+question reaches the model as the characters it is made of.
+"""
 
 import hashlib
 import json
@@ -58,7 +59,8 @@ class PromptFormat:
 def tagged(name: str, teacher: str, subject: str, text_answers: bool = True, **words: str) -> PromptFormat:
     """A format for instruction-tuned models: question tags and boxes.
 
-    teacher: what is asked for, with the last blank. words: `question`, `answer` and `noun` of the form, students' `end`."""
+    teacher: what is asked for, with the last blank. words: `question`, `answer` and `noun` of the form, students' `end`.
+    """
     words = {**WORDS["form_words"], **words}
     form, student = (WORDS[key].format(**words) for key in ("form", "student"))
     return PromptFormat(name, "boxed", teacher + form, student, default_subject=subject, text_answers=text_answers)
@@ -101,7 +103,8 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def encode_plain(tokenizer: Any, text: str, control: set[int]) -> list[int]:
     """Ids of `text` with none of `control`. A character that the tokenizer knows only as a control id is left out.
 
-    The text is halved until no piece holds a control text: that works for slow and fast tokenizers and all added tokens."""
+    The text is halved until no piece holds a control text: that works for slow and fast tokenizers and all added tokens.
+    """
     ids = _ids(tokenizer, text)
     if not control & set(ids):
         return ids
@@ -115,7 +118,8 @@ def _encode_prompt(tokenizer: Any, fmt: PromptFormat, template: str, slot: str, 
     """Ids of the prompt with `text` in the place of `slot`.
 
     Rendered and encoded in one piece, as the model was trained; in three, the middle one as plain text, only where `text`
-    changes the control ids, or the template alters it."""
+    changes the control ids, or the template alters it.
+    """
     text = text.encode("utf-8", "replace").decode()  # no tokenizer takes a lone surrogate, half of a character
     frame, control = template.replace(slot, SENTINEL), _control_ids(tokenizer, fmt)
     if fmt.turns and getattr(tokenizer, "chat_template", None):

@@ -1,7 +1,8 @@
 """What an answer says, read once: text -> `Reading`.
 
 Numbers and formulas with units, per cent signs and counted nouns; lists and sets, tuples, matrices, intervals and their
-unions, inequalities, equations, `x = 3`, ratios; everything else is `Words`, numbers in a base and congruences among them."""
+unions, inequalities, equations, `x = 3`, ratios; everything else is `Words`, numbers in a base and congruences among them.
+"""
 
 from __future__ import annotations
 

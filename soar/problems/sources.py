@@ -1,7 +1,8 @@
 """Rows of a problem file, folder, dataset or environment, streamed, each with its place. Files are neither unpickled nor run.
 
 Of the environments of the package `verifiers` (v1) the tasks of a single-turn one are problems, its rewards their verifier.
-What needs more than one completion, or a machine to run things on, is refused by name: its rewards read text here."""
+What needs more than one completion, or a machine to run things on, is refused by name: its rewards read text here.
+"""
 
 import csv
 import difflib
@@ -41,7 +42,8 @@ class Row(NamedTuple):
 def split_source(source: str, origin: str = "problems.source") -> tuple[str, str]:
     """Kind (`world`, `reasoning_gym`, `verifiers`, `file` or `hub`) and name of a source; origin: the key that holds it.
 
-    A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix."""
+    A path that exists or ends like a data file is a file. Raises DataError for an empty source and for an unknown prefix.
+    """
     prefix, colon, name = source.partition(":")
     if colon and prefix in ("world", "reasoning_gym", "verifiers", "hub") and name:
         return prefix, name
@@ -175,7 +177,8 @@ READERS = {
 def hub_rows(name: str, split: str, revision: str | None, origin: str) -> tuple[Iterator[Row], str]:
     """Rows of a Hugging Face dataset (`owner/name` or `owner/name:config`), and their commit.
 
-    From the cache of `datasets` where the hub does not answer. Dataset scripts are not run. Raises DataError."""
+    From the cache of `datasets` where the hub does not answer. Dataset scripts are not run. Raises DataError.
+    """
     says = f"{origin} = {name!r}"
     datasets = import_extra("datasets", DataError, f"{says} needs `datasets`: pip install 'soar-rl[hub]'")
     identifier, _, config = name.partition(":")
@@ -195,7 +198,8 @@ def hub_rows(name: str, split: str, revision: str | None, origin: str) -> tuple[
 def gym_rows(name: str, count: int, seed: int, options: dict[str, Any], origin: str) -> Iterator[Row]:
     """`count` (0: 1,000) generated rows of a reasoning-gym family, with the settings `options`. Raises DataError.
 
-    Columns: question, answer, family, metadata (JSON, for the family's own scorer)."""
+    Columns: question, answer, family, metadata (JSON, for the family's own scorer).
+    """
     missing = f"reasoning_gym:{name}: {{error}} (pip install 'soar-rl[procedural]')"
     gym, factory = (import_extra(module, DataError, missing) for module in ("reasoning_gym", "reasoning_gym.factory"))
     if name not in factory.DATASETS:

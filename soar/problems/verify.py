@@ -1,7 +1,8 @@
 """Comparing an answer with a gold answer as mathematics: `reading.py` reads both, `equal` compares the readings.
 
 Bounded in time, so that hostile text may be compared in the main process. `50%` equals 50 and 0.5, since gold answers
-drop the sign; `3 or 5` is the set {3, 5}."""
+drop the sign; `3 or 5` is the set {3, 5}.
+"""
 
 import math
 import operator
@@ -202,7 +203,8 @@ def gold_kind(answer: str, verifier: str) -> Literal["value", "text", "none"]:
     """What a gold answer is to a named verifier: a value, words that can only be compared as text, or no answer at all.
 
     `none`: empty, a placeholder (`proof`, `n/a`), lines with words, prose of more than MAX_TEXT_WORDS words, and for
-    `number` whatever is no number. Integrals and the like count as values."""
+    `number` whatever is no number. Integrals and the like count as values.
+    """
     text = normalize(answer)
     if not text or text.casefold().strip(" .[]()") in LEXICON["no_answer"]:
         return "none"
@@ -238,7 +240,8 @@ def is_parsable(answer: str, verifier: str) -> bool:
 def as_verdict(value: Any, name: str, success_at: float = 1.0) -> Verdict:
     """The verdict that a user's check returned. Raises TypeError for anything else.
 
-    value: True, False, a number (`success_at` or more is correct), None or NaN (unscorable), or a Verdict."""
+    value: True, False, a number (`success_at` or more is correct), None or NaN (unscorable), or a Verdict.
+    """
     if isinstance(value, Verdict):
         return value
     if value is None:
