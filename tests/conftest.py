@@ -11,7 +11,8 @@ import pytest
 
 # For child processes too. One thread of torch: the workers of pytest share the cores. Bytecode is written, or each of some
 # twenty processes compiles torch and transformers anew, which takes 15 s.
-os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PYTHONPATH"] = f"{Path(__file__).parent.parent}:{os.environ.get('PYTHONPATH', '')}".strip(":")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

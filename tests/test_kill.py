@@ -200,7 +200,7 @@ def main(folder: Path) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[dict[str, Any]]]:
     """The folder of the runs, the kinds of points, and one entry for each kill and each end."""
     folder = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "examples")))}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'examples'}:{os.environ['PYTHONPATH']}"}
     command = [sys.executable, __file__, str(folder)]
     program = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert program.returncode == 0, program.stderr[-2000:]
