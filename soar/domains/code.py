@@ -32,7 +32,7 @@ WRAPPERS["is"] = operator.is_  # no name that a test can write
 TRUTH: Wrapped = (("bool", ()),)
 
 
-class Unusable(ValueError):
+class Unusable(Exception):
     """Tests that cannot be used; its text is one of no_tests, too_many_tests, unreadable_tests, unsafe_tests."""
 
 
@@ -271,7 +271,7 @@ def read_problem(text: str) -> tuple[str, str] | str:
     try:
         answer = "\n".join(map(ast.unparse, asserts))
         tests = read_tests(answer)
-    except (RecursionError, ValueError) as error:  # deeply nested, or numbers of thousands of digits
+    except (RecursionError, ValueError, Unusable) as error:  # deeply nested, or numbers of thousands of digits
         return str(error) if isinstance(error, Unusable) else "unsafe_tests"
     function = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}.get(tests.entry)
     if function is None:
