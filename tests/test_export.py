@@ -166,7 +166,7 @@ def test_hostile_text_stays_inside_the_card(boxed, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     headings = [line for line in card.splitlines() if line.startswith("# ")]
     assert "\u202e" not in card and headings == ['# Questions of the SOAR run "tiny"']
-    assert sum(line.startswith("``````") for line in card.splitlines()) == 2
+    assert sum(line.startswith("``````") for line in card.splitlines()) == 2 and "`a # owned ''''''`" in card
     assert read_jsonl(tmp_path / "out" / "questions.jsonl")[1]["question"] == "? b", "no lone surrogate"
     hostile = replace(export.domain_of_run(read_run(boxed)), verifier='a"); import os; os.abort() #\n\u2028:f')
     tree = compile(export.reward_files(hostile, {})["reward.py"].decode(), "reward.py", "exec")
