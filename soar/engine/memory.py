@@ -20,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: Any) -> int:
-    """Bytes that a run could take: of a CUDA device the free and torch's unused; else of machine or control group."""
+    """Bytes that a run could take: a CUDA device's free ones and torch's unused; else the machine's or control group's."""
     if device.type == "cuda":
         import torch
 

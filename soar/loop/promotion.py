@@ -24,9 +24,9 @@ def decide(
     mean = sum(window[-size:]) / size
     if mean <= tau:
         return Decision(False, f"window mean {mean:.4f} does not exceed tau {tau:g}", mean)
-    rated = [(reward, -k) for k, reward in enumerate(reward_G) if reward is not None]
+    rated = {k: reward for k, reward in enumerate(reward_G) if reward is not None}
     if not rated:
         return Decision(False, "every student of this step failed", mean)
-    best = -max(rated)[1]
+    best = max(rated, key=rated.__getitem__)
     _, median = median_low((t.pass_rate, t.repeat) for t in trials if t.dataset == best and not t.failed)
     return Decision(True, f"window mean {mean:.4f} exceeds tau {tau:g}", mean, best, median)
