@@ -234,7 +234,7 @@ def test_seconds_by_hand():
     rows = [forecast.Work("loop", "a", 1.0, 500.0, 300.0), forecast.Work("arms", "b", 1.0, 100.0, 300.0, kl=True)]
     expected = forecast.Forecast(rows, {"x": 0.25}, forecast.Rates(1.0, 50.0, 30.0, "by hand"))
     assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * forecast.KL_FACTOR) / 3600)
-    assert expected.total_line() == "  2 rollouts, 600 tokens sampled; 0.01 device-hours"
+    assert expected.total_line() == "2 rollouts, 600 tokens sampled; 0.01 device-hours"
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
     unpaid = forecast.Forecast([*rows, forecast.Work("arms", "pq", 0.0, 0.0)], {}, None)
     advice = "raise arms.tokens, or lower teacher.steps"

@@ -69,7 +69,7 @@ def config_of(
 
 def screening(recipe: str | None) -> str | None:
     """The run folder given as a recipe, when it holds a screening."""
-    return recipe if recipe and (Path(recipe) / "hard" / "screen.jsonl").is_file() else None
+    return recipe if recipe and (Path(recipe) / folders.EVIDENCE).is_file() else None
 
 
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
@@ -166,7 +166,7 @@ def screen(
         from soar.run.screen import screen_folder
 
         lines, _ = screen_folder(folder, config, progress, lambda *_: stop.check(f": {again}"))
-    print("\n".join([*lines, f"evidence: {out / 'hard' / 'screen.jsonl'}"]))
+    print("\n".join([*lines, f"evidence: {out / folders.EVIDENCE}"]))
     hard = out / "hard.jsonl"
     if hard.exists():  # the run that uses it: the same recipe and keys, but for those that say how the file was read
         words = ["soar", "run", *([recipe] if recipe else []), *(["--model", model] if model else [])]
@@ -471,7 +471,7 @@ def study(
     if dry_run:
         planned = [(cell, forecast(cell.config)) for cell in cells(plan, out, overrides)]
         for cell, expected in planned:
-            print(visible(f"{cell.name}: {' '.join(cell.overrides)}\n{expected.total_line()}"))
+            print(visible(f"{cell.name}: {' '.join(cell.overrides)}\n  {expected.total_line()}"))
         hours = sum(expected.hours() or 0.0 for _, expected in planned)
         print(f"in all: {len(planned)} cells, {hours:,.2f} device-hours" if hours else f"in all: {len(planned)} cells")
         return 0

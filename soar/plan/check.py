@@ -177,8 +177,7 @@ def check_model(
                 say(f"asking the teacher for {samples} problems")
                 name = "teacher"
                 yield teacher_finding(env, config, samples)
-            total = forecast(config).total_line().strip()
-            yield Finding("cost", "ok", f"the whole run: {total} (stages and rates: soar run --dry-run)")
+            yield Finding("cost", "ok", f"the whole run: {forecast(config).total_line()} (more: soar run --dry-run)")
     except UserError as error:
         yield failed(name, error)
 

@@ -29,7 +29,7 @@ KL_FACTOR = 1.5  # a reference pass forward on top of one pass forward and one b
 TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate": "evaluation"}  # stage -> its bar
 
 
-def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[str, float]:
+def assumed(config: Config, given: Mapping[str, float] = {}) -> dict[str, float]:
     """What the config does not say, or what is given: half of every token budget is used, 30 % of the candidates are hard.
     Tokens are means a row; every row is trained on (where all attempts fail and there is no KL term, it is cheaper).
     """
@@ -41,8 +41,8 @@ def assumed(config: Config, given: Mapping[str, float] | None = None) -> dict[st
         "hard_tokens": config.student.sampling.max_tokens / 2,
     }
     with suppress(UserError, ImportError):  # the finding about the problems says what is wrong with them
-        values |= counted(config) if "candidates" not in (given or {}) else {}
-    return values | dict(given or {})
+        values |= counted(config) if "candidates" not in given else {}
+    return values | dict(given)
 
 
 def counted(config: Config) -> dict[str, float]:
@@ -165,7 +165,7 @@ class Forecast(NamedTuple):
 
     def lines(self) -> list[str]:
         """The forecast as a table, with what it rests on."""
-        return fill("forecast.txt", forecast=self, total=self.total_line().strip()).split("\n")
+        return fill("forecast.txt", forecast=self).split("\n")
 
     def total_line(self) -> str:
         """The forecast in one line, for a list of runs."""
@@ -173,10 +173,10 @@ class Forecast(NamedTuple):
         time = "the size of the model is not known" if hours is None else f"{hours:,.2f} device-hours"
         bare = ", ".join(work.name for work in self.works if work.stage == "arms" and not work.rollouts)
         time += f"; such lengths leave nothing for {bare}: raise arms.tokens, or lower teacher.steps" if bare else ""
-        return f"  {sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
+        return f"{sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
 
 
-def forecast(config: Config, given: Mapping[str, float] | None = None) -> Forecast:
+def forecast(config: Config, given: Mapping[str, float] = {}) -> Forecast:
     """What a run takes, by the table's rates for the size of its model. given: in place of what is assumed."""
     assumptions, size = assumed(config, given), size_of(config.model)
     return Forecast(workload(config, assumptions), assumptions, table_rates(size.parameters) if size else None)
@@ -194,7 +194,7 @@ def announce(progress: Progress, config: Config) -> None:
     stages = [f"{name}{f' ({timedelta(seconds=round(s))})' if known else ''}" for name, s in seconds.items() if s]
     time = f"rates: {rates.source}" if known else "how long is told once there is a pace to go by"
     progress.say(f"what comes: {', '.join(stages)}, report")
-    progress.say(f"in all:{expected.total_line()[1:]} ({time})")
+    progress.say(f"in all: {expected.total_line()} ({time})")
     progress.now(f"loading torch and {config.model.path}")
 
 
