@@ -1,9 +1,7 @@
 """The run folder: the one place that writes lines and checkpoints of a run; promotions on hold; `soar doctor`. No torch.
 
 A contract that other tools read; docs/run_folder.md has the fields. JSONL files only grow, and a resumed run cuts off what
-came after its checkpoint. With promotion.review a run ends at every promotion, for `soar review` to decide. `examine` tells
-whether a folder is still what its run left: every file can be read and no event stands twice; the files are those of
-hashes.json; the config is that of the last checkpoint; summary.json, the times excepted, follows from metrics.jsonl.
+came after its checkpoint. With promotion.review a run ends at every promotion, for `soar review` to decide.
 """
 
 import hashlib
