@@ -206,9 +206,9 @@ def clipped(text: str, head: int, tail: int) -> str:
 SHOWN = {"\n", "\t", "\u200c", "\u200d"}  # the joiners are needed by Persian and by emoji, and harmless
 
 
-def shell_word(path: Path) -> str:
-    """A path as one word, on one line, of a command for a shell (bash, zsh)."""
-    return shlex.quote(str(path)).replace("\n", "'$'\\n''")  # it stands in quotes, which end before it and begin again
+def shell_words(*words: object) -> str:
+    """Words of a command for a shell (bash, zsh), on one line whatever is in them."""
+    return shlex.join(map(str, words)).replace("\n", "'$'\\n''")  # where it stands in quotes
 
 
 def visible(text: str) -> str:

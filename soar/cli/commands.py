@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import sys
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typer import Argument, BadParameter, Context, Option
 
 from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load
-from soar.files import check_place, scrub, shell_word, storage_errors, visible, write_atomic, write_json
+from soar.files import check_place, scrub, shell_words, storage_errors, visible, write_atomic, write_json
 from soar.plan.check import can_work, check_all, check_data, summary
 from soar.plan.forecast import announce, forecast, memory_lines
 from soar.problems.domain import domain_of
@@ -156,7 +155,7 @@ def screen(
     """
     overrides = overriding(sets, workers, problems__verifier=verifier, screen__attempts=attempts)
     config = config_of(recipe, model, problems, overrides)
-    again = scrub(shlex.join([*context.obj, *([] if resume else ["--resume"])]))
+    again = scrub(shell_words(*context.obj, *([] if resume else ["--resume"])))
     with (
         Progress(quiet=quiet) as progress,
         StopRequest().on_signals(progress.insist) as stop,
@@ -174,7 +173,7 @@ def screen(
             words += [] if text.partition("=")[0].strip() in HOW_READ else ["--set", text]
         if split_source(config.problems.source)[0] == "verifiers":
             words += ["--set", f"problems.verifier={domain_of(config.problems).label}"]
-        print(f"hard set: {hard}\nnext: {shlex.join([*words, '--problems', str(hard), '--out', 'runs/NAME'])}")
+        print(f"hard set: {hard}\nnext: {shell_words(*words, '--problems', hard, '--out', 'runs/NAME')}")
 
 
 def check(
@@ -226,7 +225,7 @@ def init(
         text = re.sub(rf"^(# )?{key} = [^#\n]*(?=  #|$)", f"{key} = {quoted}", text, flags=re.MULTILINE)
     config_of("small-1gpu", model, problems, overriding(None, name=file.stem, problems__verifier=verifier))
     write_atomic(file, text.encode())
-    print(f"{file}\nnext: soar check {shell_word(file)}")
+    print(f"{file}\nnext: soar check {shell_words(file)}")
 
 
 def watch(
@@ -500,4 +499,4 @@ def review(
         folders.decide_review(run, decision, by or os.environ.get("USER", "unknown"))
     print(fill("review.txt", review=folders.read_review(run)))
     if accept or reject:
-        print(f"continue with: soar run --out {shell_word(run)} --resume")  # whoever made it may not be trusted
+        print(f"continue with: soar run --out {shell_words(run)} --resume")  # whoever made it may not be trusted

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import io
 import math
-import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from soar.config import DENSE
-from soar.files import Row, asset, clipped, shell_word, visible, write_atomic
+from soar.files import Row, asset, clipped, shell_words, visible, write_atomic
 from soar.loop.evaluate import told_apart
 from soar.report import text as wording
 from soar.report.runs import Arm, Run, count, mapping, number, numbers, read_arm, read_run
@@ -345,7 +344,7 @@ def content(run: Run) -> dict[str, Any]:
         "kept": rollouts_section(run),
         "phases": times,
         "wall_seconds": math.fsum(seconds for _, seconds in times) if isinstance(wall, dict) else None,
-        "command": shlex.join(map(str, command)) if isinstance(command, list) else command,
+        "command": shell_words(*command) if isinstance(command, list) else command,
         "rollouts": max(column(run.steps, "student_rollouts"), default=None),
     }
 
@@ -375,5 +374,5 @@ def report_at_the_end(run_dir: Path, say: Callable[[str], None]) -> None:
         raise
     except Exception as error:  # whatever it is: the run's results are written and do not depend on the page
         why = f"({type(error).__name__}: {error}); everything else of the run is saved"
-        advice = f"Another version may make it: soar report {shell_word(run_dir)}"
+        advice = f"Another version may make it: soar report {shell_words(run_dir)}"
         say(f"report.html could not be made {why}. {advice}")

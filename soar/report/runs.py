@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from soar import seeds
 from soar.config import Config
-from soar.files import Row, read_jsonl, read_object, sha256_of, shell_word
+from soar.files import Row, read_jsonl, read_object, sha256_of, shell_words
 from soar.loop.evaluate import paired_differences
 from soar.types import UserError
 
@@ -92,7 +92,7 @@ class Run:
     def resume_command(self) -> str:
         """What goes on with it, by its own path; of paused.json, which may be a stranger's, the number of tokens alone."""
         more = "".join(re.findall(r" --max-tokens \d{1,15}\Z", str(self.paused.get("resume"))))
-        return f"soar run --out {shell_word(self.path)} --resume{more}"
+        return f"soar run --out {shell_words(self.path)} --resume{more}"
 
     @property
     def steps(self) -> list[Row]:

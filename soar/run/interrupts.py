@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from soar.config import LimitsConfig, named_code
 from soar.engine.memory import is_out_of_memory
-from soar.files import read_object, shell_word
+from soar.files import read_object, shell_words
 from soar.types import Interrupted
 
 PAUSED = 3  # exit code of a run that waits for a larger limit or for a person
@@ -139,7 +139,7 @@ def limit_reached(limits: LimitsConfig, hours: float, tokens: int) -> str | None
 def resume_command(folder: Path, limits: LimitsConfig | None = None, tokens: int = 0) -> str:
     """The command that continues the run in a folder; past limits.max_tokens with as many tokens again."""
     more = f" --max-tokens {tokens + limits.max_tokens}" if limits and 0 < limits.max_tokens <= tokens else ""
-    return f"soar run --out {shell_word(folder)} --resume{trust_word(folder)}{more}"
+    return f"soar run --out {shell_words(folder)} --resume{trust_word(folder)}{more}"
 
 
 def trust_word(folder: Path) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from soar.config import ConfigError, Section, resolve_path
 from soar.engine.policy import AdapterStack, concat
-from soar.files import Row, finite, read_object, shell_word, write_atomic, write_json
+from soar.files import Row, finite, read_object, shell_words, write_atomic, write_json
 from soar.loop.arms import read_adapter
 from soar.loop.population import Population
 from soar.loop.teacher import Measurement, OuterLoop
@@ -64,7 +64,7 @@ class FileLoop(OuterLoop):
         super().__init__(*given)
         self.folder, self.say, self.save = folder.path, folder.say, save
         self.results: list[Result] = []
-        self.go_on = f"soar measure {shell_word(folder.path)}{trust_word(folder.path)}"  # reads the results
+        self.go_on = f"soar measure {shell_words(folder.path)}{trust_word(folder.path)}"  # reads the results
 
     def write(self) -> QuestionSets:
         """Once for a step, however often it is begun again."""

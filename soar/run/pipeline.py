@@ -13,7 +13,7 @@ from soar import seeds
 from soar.config import FEWEST_HARD, Config, ConfigError, TrainedArm
 from soar.domains.candidates import candidates
 from soar.engine.policy import AdapterStack, concat
-from soar.files import Row, digest, finite, json_bytes, scrub, shell_word, storage_errors, write_atomic, write_json
+from soar.files import Row, digest, finite, json_bytes, scrub, shell_words, storage_errors, write_atomic, write_json
 from soar.loop import arms
 from soar.loop.evaluate import count_correct, results_of, summarize
 from soar.loop.rollout import RolloutEnv
@@ -204,7 +204,7 @@ class Run:
         promotion, step = finite(pending.promotion), pending.promotion["step"]
         answer = ask_review(path, promotion, finite(pending.rows))
         if answer is None:
-            show, go_on = f"soar review {shell_word(path)}", self._resume_command()
+            show, go_on = f"soar review {shell_words(path)}", self._resume_command()
             advice = f"See it with `{show}`, decide with --accept or --reject, then continue with `{go_on}`"
             raise Stopped(f"the promotion of outer step {step} waits for a person", advice)
         decision, by = answer
