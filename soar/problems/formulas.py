@@ -374,17 +374,15 @@ def both(operation: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
         return operation(real(a), real(b))
     value = operation(a, b)
-    if _bits(value) > MAX_BITS:
-        raise Unreadable("too large")
+    _bound(_bits(value), MAX_BITS)
     return value
 
 
 def _power(a: Any, b: Any) -> Any:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         if b.denominator == 1:
-            if abs(b) * (_bits(a) - 1) > MAX_BITS or abs(b) > 10**9:
-                raise Unreadable("too large")
-            return a ** int(b)
+            _bound(b * (_bits(a) - 1), MAX_BITS)
+            return a ** int(_bound(b, 10**9))
         n, d = (_root(part, b.denominator) for part in (a.numerator, a.denominator))
         if n is not None and d is not None and abs(b.numerator) < 100:
             return _power(Fraction(n, d), Fraction(b.numerator))

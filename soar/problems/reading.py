@@ -250,7 +250,7 @@ def _name(tokens: list[Token]) -> tuple[str, tuple[str, ...]] | None:
     match = PATTERNS["name"].fullmatch("".join(token.text for token in tokens if not token.is_a("{", "}")))
     if odd or product or any(token.kind == "word" for token in tokens[1:]) or match is None or match[1] in ("e", "i"):
         return None
-    arguments = tuple((match[2] or "").strip("()").split(",")) if match[2] else ()
+    arguments = tuple(match[2].strip("()").split(",")) if match[2] else ()
     return (match[1].strip("|"), arguments) if match[1] else (match[2], ())
 
 
