@@ -84,9 +84,8 @@ def lost_alarms(curve: Sequence[Row], end: Row) -> list[Row]:
 
 
 def step_alarms(event: Row, questions: Sequence[Row], before: Sequence[Row], learns: bool = True) -> list[Row]:
-    """Alarms of the outer step with the event `event` and these rows of questions.jsonl.
-
-    before: the outer_step events before it, oldest first. learns: whether datasets are paid by `reward_G`.
+    """Alarms of the outer step `event` with these rows of questions.jsonl. before: the events of the steps before it, oldest
+    first. learns: whether datasets are paid by `reward_G`.
     """
     step, steps = event["step"], [*before, event]
     then = dict(_conditions(before[-1], steps[0])) if before else {}

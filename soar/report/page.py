@@ -209,10 +209,8 @@ def pass_at_chart(title: str, arms: Sequence[tuple[str, Arm]]) -> Chart:
 
 
 def arms_section(run: Run) -> dict[str, Any]:
-    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k.
-
-    Points on the way are `curve` events, the last one is the evaluation, which an arm that is still trained has not.
-    """
+    """Table rows; pass rate and pass@k against the tokens that an arm took, its search included; pass@k against k."""
+    # points on the way, and the evaluation, which an arm that is still trained has not
     events = [event for kind in ("curve", "evaluation") for event in run.events.get(kind, [])]
     spent = [(read_arm(str(e.get("arm")), e), tokens) for e in events if (tokens := number(e.get("total_tokens")))]
     ended = run.arms

@@ -67,10 +67,7 @@ def view_lines(run: Run, age: float = 0.0) -> Iterator[tuple[str, str]]:
 
 
 def follow(path: Path, console: Console, every: float = 2.0, once: bool = False) -> None:
-    """Show a run for as long as it is at work: a live view on a terminal, elsewhere the view now and at the end.
-
-    Reading takes a fiftieth of the time at most. Raises ReportError when `path` holds no run.
-    """
+    """Show a run while it is at work: live on a terminal, elsewhere the view now and at the end. Raises ReportError."""
     metrics, began = path / "metrics.jsonl", time.monotonic()
     run = read_run(path)
 
@@ -83,7 +80,7 @@ def follow(path: Path, console: Console, every: float = 2.0, once: bool = False)
     with Live(view(), console=console, auto_refresh=False) as live:
         live.refresh()
         while run.state == "at work" and not once:
-            time.sleep(max(every, 50 * (time.monotonic() - began)))
+            time.sleep(max(every, 50 * (time.monotonic() - began)))  # reading takes a fiftieth of the time at most
             began = time.monotonic()
             run = read_run(path)
             live.update(view(), refresh=True)

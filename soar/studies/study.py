@@ -287,7 +287,7 @@ def _arm(study: Study, variant: str, arm: str, by_seed: dict[int, Outcome]) -> R
     outcomes, place, pass_at = list(by_seed.values()), seeds.derive(study.name, "interval"), {}
     for k, values_S in _pass_at(study, outcomes):
         spread = over_seeds(values_S, place, study.bootstrap)
-        climbed = sum(mean >= CLIMB for mean in spread["per_seed"])
+        climbed = sum(share >= CLIMB for share in spread["per_seed"])
         pass_at[str(k)] = {**spread, "climbed": climbed, "climbed_95": list(clopper_pearson(climbed, len(outcomes)))}
     costs = {"student_rollouts": "rollouts", "total_tokens": "total_tokens", "evaluation_tokens": "evaluation_tokens"}
     return {
