@@ -1,7 +1,7 @@
 "use strict";
 const PAGE = 25;
 for (const section of document.querySelectorAll("[data-browser]")) {
-  let rows = [...section.querySelectorAll("tbody tr")];
+  const rows = [...section.querySelectorAll("tbody tr")];
   let first = 0;
   const body = section.querySelector("tbody");
   const text = section.querySelector("[data-filter=text]");
@@ -39,7 +39,7 @@ for (const section of document.querySelectorAll("[data-browser]")) {
     for (const other of section.querySelectorAll("th[aria-sort]")) other.setAttribute("aria-sort", "none");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const value = (row) => (row.dataset[key] === "" ? NaN : Number(row.dataset[key]));
-    rows = [...rows].sort((a, b) => {
+    rows.sort((a, b) => {
       const x = value(a), y = value(b);
       if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
       return down ? y - x : x - y;
