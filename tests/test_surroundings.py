@@ -155,18 +155,20 @@ def test_files_functions_and_folders_are_small():
 
 
 def test_no_torch_is_needed_to_read_check_and_report(tmp_path):
-    """Nor to help, to verify and to refuse a full folder; what runs a model says what installs it."""
+    """Nor to help, to verify and to refuse a full folder or no file; what runs a model says what installs it."""
     (tmp_path / "c.jsonl").write_text('{"completion": "1", "gold": "1"}\n')
     commands = (["--help"], ["run", "--help"], ["verify", "c.jsonl", "--verifier", "number"], ["screen", "--out", "."])
+    no_file = ([*words, "--problems", "no.csv"] for words in (["screen", "tiny", "--out", "y"], ["eval", "tiny"]))
     program = f"""
 import sys, {", ".join(WITHOUT_TORCH)}
-assert [soar.cli.main(words) for words in {commands}] == [0, 0, 0, 1]
+assert [soar.cli.main(words) for words in {[*commands, *no_file]}] == [0, 0, 0, 1, 1, 1]
 assert not {{"torch", "transformers", "peft"}} & set(sys.modules)
 sys.modules["torch"] = None
 sys.exit(soar.cli.main(["run", "--quiet", "--out", "x"]))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     wanted = "soar: . is not empty and holds no run; give another --out\n"
+    wanted += 2 * f"soar: no.csv: cannot be read: no such file (from {tmp_path})\n"
     wanted += "soar: this command runs a model and needs torch, which is not installed: pip install 'soar-rl[train]'\n"
     assert (done.returncode, done.stderr, [path.name for path in tmp_path.iterdir()]) == (1, wanted, ["c.jsonl"])
 

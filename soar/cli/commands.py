@@ -16,7 +16,7 @@ from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load
 from soar.files import check_place, scrub, shell_words, storage_errors, visible, write_atomic, write_json
 from soar.plan.check import can_work, check_all, check_data, summary
-from soar.plan.forecast import announce, forecast, memory_lines
+from soar.plan.forecast import announce, counted, forecast, memory_lines
 from soar.problems.domain import domain_of
 from soar.problems.pool import make_pool
 from soar.problems.sources import split_source
@@ -161,6 +161,7 @@ def screen(
         StopRequest().on_signals(progress.insist) as stop,
         folders.RunFolder(out, config, context.obj, resume, progress.insist) as folder,
     ):
+        counted(config)  # a file that cannot be read is refused here
         progress.now(f"loading torch and {config.model.path}, to screen {config.problems.source}")
         from soar.run.screen import screen_folder
 
@@ -366,6 +367,7 @@ def eval_(
     if out is not None:
         check_place(out)
     with Progress(quiet=quiet) as progress:
+        counted(config)  # a file that cannot be read is refused here
         progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
         from soar.run.pipeline import measure as measured
 
