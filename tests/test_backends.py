@@ -32,10 +32,10 @@ from soar.backends.tinker import TinkerBackbone, open_tinker
 from soar.config import Config, ConfigError, ModelConfig, OptimizerConfig, SamplingConfig, resolve_path
 from soar.engine.load import load_backbone
 from soar.engine.policy import AdapterStack, Backbone, load_adapter
-from soar.engine.rollouts import Request, Rollouts
+from soar.engine.rollouts import Completion, Request, Rollouts, rollouts_of
 from soar.engine.sampler import NativeSampler
 from soar.engine.update import StackOptimizer, update
-from soar.engine.vllm import Completion, VllmSampler, open_vllm, rollouts_of
+from soar.engine.vllm import VllmSampler, open_vllm
 from soar.types import Interrupted
 
 KEY = "tml-secret-4711"

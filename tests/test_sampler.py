@@ -15,9 +15,8 @@ from soar.config import ModelConfig, SamplingConfig
 from soar.engine import graphs
 from soar.engine.logprobs import pack, token_logprobs
 from soar.engine.policy import Backbone
-from soar.engine.rollouts import Request, Rollouts, draw, inverse_cdf
+from soar.engine.rollouts import Request, Rollouts, draw, inverse_cdf, rollouts_of
 from soar.engine.sampler import NativeSampler
-from soar.engine.vllm import rollouts_of
 
 ENDS = [2, 7, 20]  # <eos> and more, so that random models do end
 STEPS = 24  # past the first growth of the cache

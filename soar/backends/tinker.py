@@ -34,9 +34,8 @@ from soar.config import Config, ConfigError, OptimizerConfig
 from soar.engine.load import load_backbone, within
 from soar.engine.policy import AdapterStack, Backbone
 from soar.engine.rloo import k3
-from soar.engine.rollouts import OnTokens, Request, Rollouts
+from soar.engine.rollouts import Completion, OnTokens, Request, Rollouts, rollouts_of
 from soar.engine.update import UpdateStats, rows_that_count
-from soar.engine.vllm import Completion, rollouts_of
 from soar.types import Interrupted, import_extra, no_tick
 
 PATH_BYTES, ALPHA, LOSS, CONNECT_S, KEY = 256, 32.0, "importance_sampling", 30.0, "TINKER_API_KEY"

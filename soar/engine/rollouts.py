@@ -1,6 +1,6 @@
 """What is asked of a sampler, and sampled completions, as records; a batch on its way, the draw of a token, stop strings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ from soar.config import SamplingConfig
 from soar.engine.policy import AdapterStack, Backbone
 
 CHUNK = 1 << 27  # logits held at once
+Completion = tuple[Sequence[int], Sequence[float], bool]
+"""Tokens with the end token, a log-probability each, and whether an end token (not the budget) ended it."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,18 @@ def join(parts: list[Rollouts]) -> Rollouts:
     prompts, *columns = zip(*(vars(part).values() for part in parts), strict=True)
     joined = tuple(prompt for part in prompts for prompt in part)
     return Rollouts(joined, *(torch.cat([wide(tensor) for tensor in column]) for column in columns))
+
+
+def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completion], pad: int) -> Rollouts:
+    """Completions as one record. A row with a log-probability that is no number has failed, and ends there."""
+    tokens, logprobs, ended = zip(*completions, strict=True)
+    tokens_B_T, logprob_B_T = (
+        pad_sequence([torch.tensor(list(row), dtype=kind) for row in rows], batch_first=True, padding_value=value)
+        for rows, kind, value in ((tokens, torch.long, pad), (logprobs, torch.float32, 0))
+    )
+    length_B, ended_B = torch.tensor([len(row) for row in tokens]), torch.tensor(ended)
+    failed_B = ~torch.isfinite(logprob_B_T).all(dim=1)
+    return Rollouts(prompts, tokens_B_T, length_B, logprob_B_T.nan_to_num(0.0, 0.0, 0.0), ended_B | failed_B, failed_B)
 
 
 def draw(

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch.nn.utils.rnn import pad_sequence
 
 from soar.config import Config, ConfigError, SamplingConfig, resolve_path
 from soar.engine.policy import AdapterStack, Backbone, peft_tensors
-from soar.engine.rollouts import OnTokens, Request, Rollouts
+from soar.engine.rollouts import Completion, OnTokens, Request, Rollouts, rollouts_of
 from soar.types import import_extra, no_tick
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has memory layouts for
@@ -32,9 +31,6 @@ GRAPHS = {  # by default vLLM captures one for every batch size and number of ad
     "cudagraph_capture_sizes": [64, 256, 512, 1024],
 }
 MEMORY_FILES = "/dev/shm"
-
-Completion = tuple[Sequence[int], Sequence[float], bool]
-"""Tokens with the end token, a log-probability each, and whether an end token (not the budget) ended it."""
 
 
 class VllmSampler:
@@ -126,18 +122,6 @@ class VllmSampler:
             logprobs = [step[token].logprob for token, step in zip(row.token_ids, row.logprobs, strict=True)]
             completions.append((row.token_ids, logprobs, row.finish_reason == "stop"))
         return completions
-
-
-def rollouts_of(prompts: tuple[tuple[int, ...], ...], completions: list[Completion], pad: int) -> Rollouts:
-    """Completions as one record. A row with a log-probability that is no number has failed, and ends there."""
-    tokens, logprobs, ended = zip(*completions, strict=True)
-    tokens_B_T, logprob_B_T = (
-        pad_sequence([torch.tensor(list(row), dtype=kind) for row in rows], batch_first=True, padding_value=value)
-        for rows, kind, value in ((tokens, torch.long, pad), (logprobs, torch.float32, 0))
-    )
-    length_B, ended_B = torch.tensor([len(row) for row in tokens]), torch.tensor(ended)
-    failed_B = ~torch.isfinite(logprob_B_T).all(dim=1)
-    return Rollouts(prompts, tokens_B_T, length_B, logprob_B_T.nan_to_num(0.0, 0.0, 0.0), ended_B | failed_B, failed_B)
 
 
 def open_vllm(backbone: Backbone, config: Config) -> VllmSampler:

@@ -11,7 +11,7 @@ from torch import Tensor
 from soar.backends.base import score
 from soar.config import DENSE, Config, ConfigError
 from soar.engine.policy import AdapterStack
-from soar.engine.vllm import rollouts_of
+from soar.engine.rollouts import rollouts_of
 from soar.loop.rollout import RolloutBatch, RolloutEnv
 
 
