@@ -16,10 +16,10 @@ from soar.cli.grade import grade_file
 from soar.config import ELSEWHERE, Config, ConfigError, find_recipe, load
 from soar.files import check_place, scrub, shell_words, storage_errors, visible, write_atomic, write_json
 from soar.plan.check import can_work, check_all, check_data, summary
-from soar.plan.forecast import announce, counted, forecast, memory_lines
+from soar.plan.forecast import announce, forecast, memory_lines
 from soar.problems.domain import domain_of
 from soar.problems.pool import make_pool
-from soar.problems.sources import split_source
+from soar.problems.sources import file_rows, split_source
 from soar.report.export import export_adapter, export_questions, push_folder
 from soar.report.page import write_report
 from soar.report.runs import read_run
@@ -69,6 +69,13 @@ def config_of(
 def screening(recipe: str | None) -> str | None:
     """The run folder given as a recipe, when it holds a screening."""
     return recipe if recipe and (Path(recipe) / folders.EVIDENCE).is_file() else None
+
+
+def before_torch(progress: Progress, config: Config, purpose: str) -> None:
+    """Say what is loaded from here on, and for what. Raises DataError for a problem file that cannot be read."""
+    if split_source(config.problems.source)[0] == "file":
+        file_rows(config.problems.source)
+    progress.now(f"loading torch and {config.model.path}, {purpose} {config.problems.source}")
 
 
 def carry_out(context: Context, config: Config, out: Path, resume: bool, quiet: bool) -> None:
@@ -161,8 +168,7 @@ def screen(
         StopRequest().on_signals(progress.insist) as stop,
         folders.RunFolder(out, config, context.obj, resume, progress.insist) as folder,
     ):
-        counted(config)  # a file that cannot be read is refused here
-        progress.now(f"loading torch and {config.model.path}, to screen {config.problems.source}")
+        before_torch(progress, config, "to screen")
         from soar.run.screen import screen_folder
 
         lines, _ = screen_folder(folder, config, progress, lambda *_: stop.check(f": {again}"))
@@ -367,8 +373,7 @@ def eval_(
     if out is not None:
         check_place(out)
     with Progress(quiet=quiet) as progress:
-        counted(config)  # a file that cannot be read is refused here
-        progress.now(f"loading torch and {config.model.path}, to measure on {config.problems.source}")
+        before_torch(progress, config, "to measure on")
         from soar.run.pipeline import measure as measured
 
         result, _ = measured(config, adapters, progress)
