@@ -77,6 +77,10 @@ def test_a_paused_or_killed_run_says_why_and_how_to_go_on(tmp_path, monkeypatch)
     head, said, again, *_ = out.getvalue().splitlines()
     assert head.startswith("mine: stopped, last written ") and said.endswith("it was killed, or ended with an error")
     assert again == f"continue with: {command}" and "outer loop" not in out.getvalue()
+    page = watch.pages.render("report.html", watch.pages.content(read_run(folder)))
+    assert f"Stopped: no process holds the folder any more. Continue with: {command}<" in page
+    write_json(folder / "manifest.json", {"name": "mine", "command": ["soar.screen"]})
+    assert read_run(folder).resume_command == "the command that began it and --resume"
     (folder / "metrics.jsonl").rename(folder / "screen.json")  # a screening has no events
     assert lines_of(folder)[0] == "mine: finished"
     folder, out = begin(tmp_path / "live"), io.StringIO()

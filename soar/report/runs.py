@@ -84,13 +84,16 @@ class Run:
     @property
     def state(self) -> str:
         """`finished`, `paused`, `at work` or, where its process is gone without a word, `stopped`."""
-        if self.finished or (not self.events and (self.path / "screen.json").is_file()):  # a screening's last but one
+        if self.finished or (not self.events and (self.path / "screen.json").is_file()):  # of a screening
             return "finished"
         return "paused" if self.paused else "at work" if self.held else "stopped"
 
     @property
     def resume_command(self) -> str:
         """What goes on with it, by its own path; of paused.json, which may be a stranger's, the number of tokens alone."""
+        command = self.manifest.get("command")
+        if isinstance(command, list) and {"screen", "soar.screen"} & set(map(str, command)):
+            return "the command that began it and --resume"
         more = "".join(re.findall(r" --max-tokens \d{1,15}\Z", str(self.paused.get("resume"))))
         return f"soar run --out {shell_words(self.path)} --resume{more}"
 
