@@ -29,14 +29,14 @@ HEADERS = {
     "Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff",
 }  # fmt: skip
-ASCII = dict(zip("±τ−–→\u00a0«»…⟨⟩", ["+-", "tau", *"-->", " ", '"', '"', "...", *"<>"], strict=True))
+ASCII = str.maketrans({"±": "+-", "τ": "tau", "…": "..."}) | str.maketrans("−–→\u00a0«»⟨⟩", '--> ""<>')
 
 
 def terminal_text(text: str, console: Console, style: str = "") -> Text:
     """The one place where text meets a terminal: what could move its cursor, reorder or hide text is made visible."""
     text = visible(text)
     if console.options.ascii_only:  # what it has no letters for is escaped
-        text = "".join(ASCII.get(c, c) for c in text).encode("ascii", "backslashreplace").decode()
+        text = text.translate(ASCII).encode("ascii", "backslashreplace").decode()
     return Text(text, style=style)
 
 
