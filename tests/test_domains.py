@@ -206,8 +206,7 @@ def test_comparison(comparison, answer, gold, verdict):
 
 def test_reading():
     found = read_quantity("0.0450 kg m/s")
-    assert found is not None
-    assert (found.value, found.step) == (0.045, 1e-4)
+    assert found is not None and (found.value, found.step) == (0.045, 1e-4)
     assert str(found.unit) == "kilogram * meter / second"
     steps = {text: q.step for text in ("1500", "1.50e3", "0.05") if (q := read_quantity(text))}
     assert steps == {"1500": 0, "1.50e3": 10, "0.05": 0}
@@ -287,8 +286,7 @@ def test_families_are_graded_by_us_by_their_scorer_or_refused_by_name(monkeypatc
         return {"good": 1.0, "half": 0.5}.get(answer, 0.0) if entry["metadata"] == {"size": 3} else -1.0
 
     monkeypatch.setattr(procedural, "_scorer", lambda family: {"jugs": score}[family])
-    verdicts = [procedural.verify(text, problem("jugs", "good", size=3)) for text in ("good", "half", "bad")]
-    assert verdicts == [C, W, W]
+    assert [procedural.verify(text, problem("jugs", "good", size=3)) for text in ("good", "half", "bad")] == [C, W, W]
     assert procedural.validate(problem("jugs", "good", size=3)) is None
     assert procedural.validate(problem("jugs", "bad", size=3)) == "gold_answer_refused"
     assert procedural.verify("8", problem("chain_sum")) is W  # not asked: our own comparison can grade it

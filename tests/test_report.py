@@ -311,10 +311,13 @@ def test_tokens_of_an_arm_on_its_way():
     assert [{s.style for s in chart.series if s.label == "PQ"} for chart in charts] == [{2}] * 3, "one colour"
 
 
-def test_a_small_file_makes_no_large_table():
+def test_a_small_file_makes_no_large_table_and_no_long_work(monkeypatch):
     arms = {f"a{i}": {"pass_at": {str(2 * i + 1): 0.5, str(2 * i + 2): 0.5}} for i in range(100)}
     section = report.arms_section(runs.Run(Path(), summary={"arms": arms}))
     assert (len(section["rows"]), len(section["ks"]), section["of"]) == (60, 60, (100, 120))
+    monkeypatch.setattr(report, "mean", counted := Mock(return_value=0.5))
+    report.step_rows(runs.Run(Path(), questions=[{"step": 1}], events={"outer_step": [{"step": 1}] * 9}))
+    assert counted.call_count == 2, "a label is counted once a step"
 
 
 def test_what_the_teacher_wrote_and_what_changed():
