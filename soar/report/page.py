@@ -14,7 +14,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -242,13 +241,10 @@ def arms_section(run: Run) -> dict[str, Any]:
 def step_rows(run: Run) -> list[Row]:
     """One row per outer step with the figures of its table and charts. Shares and rewards as in metrics.jsonl."""
     names = ("window_mean", "baseline_pass_rate", "best_pass_rate", "accepted", "sampled", "failed_students", "seconds")
-    written, rows = run.written, []
-
-    @cache  # a damaged folder may name one step again and again
-    def share(step: int | None, label: str) -> float | None:
-        """The share of a step's questions with such a label in which it is true."""
-        return mean([row[label] for row in written.get(step or 0, []) if isinstance(row.get(label), bool)])
-
+    labels, shares, rows = ("well_posed", "correct"), dict[Any, float | None](), list[Row]()
+    for of, questions in run.written.items():
+        for label in labels:  # the share of the questions with such a label in which it is true
+            shares[of, label] = mean([row[label] for row in questions if isinstance(row.get(label), bool)])
     for event in run.steps:
         rewards, step = numbers(event.get("reward_G")), count(event.get("step"))
         centre, error = number(event.get("reward_mean")), standard_error(rewards)
@@ -256,7 +252,7 @@ def step_rows(run: Run) -> list[Row]:
         row |= {"step": step, "mean": centre, "error": error, "best": max(rewards, default=centre)}
         row["accepted_share"] = (row["accepted"] or 0.0) / row["sampled"] if row["sampled"] else None
         row["low"], row["high"] = (None if centre is None else centre + sign * (error or 0) for sign in (-1, 1))
-        row |= {label: share(step, label) for label in ("well_posed", "correct")}
+        row |= {label: shares.get((step, label)) for label in labels}
         rows.append({**row, "promoted": event.get("promoted") is True, "reason": event.get("reason") or ""})
     return rows
 
