@@ -206,8 +206,7 @@ def test_comparison(comparison, answer, gold, verdict):
 
 def test_reading():
     found = read_quantity("0.0450 kg m/s")
-    assert found is not None and (found.value, found.step) == (0.045, 1e-4)
-    assert str(found.unit) == "kilogram * meter / second"
+    assert found and (found.value, found.step, str(found.unit)) == (0.045, 1e-4, "kilogram * meter / second")
     steps = {text: q.step for text in ("1500", "1.50e3", "0.05") if (q := read_quantity(text))}
     assert steps == {"1500": 0, "1.50e3": 10, "0.05": 0}
     assert str(read_unit("J/(mol K)")) == "joule / kelvin / mole"

@@ -334,6 +334,8 @@ def test_what_the_teacher_wrote_and_what_changed():
         (1, [("best", 0.1, ["q110", "q111", "q112"]), ("worst", 0.0, ["q100", "q101", "q102"])]),
     ]  # fmt: skip
     assert [name for name, *_ in wording.extremes([{**row, "reward": 0.1} for row in rows])] == ["alike"]
+    near = runs.Run(Path("x"), questions=[{**row, "reward": row["reward"] / 1e4} for row in rows])
+    assert "best, reward 0.00001000<" in report.render("report.html", report.content(near)), "and the worst 0"
     changed = report.loop_section(run)["changes"].replace("\u00a0", " ")
     assert changed == "From step 0 to step 1: different from each other 100.0 % → 50.0 %."
     assert len(report.questions_section(rows * 100)["rows"]) == 534, "every third of 1,600"
