@@ -309,7 +309,7 @@ def train(
     if teacher_reward is not None:
         try:
             with suppress(ValueError):  # of one that does not say what it takes
-                inspect.signature(teacher_reward).bind("question sets", "measured", "step")
+                inspect.signature(teacher_reward, follow_wrapped=False).bind("question sets", "measured", "step")
         except TypeError as error:
             found = f"found {teacher_reward!r:.60}, expected a function of three arguments"
             raise ConfigError(f"teacher_reward: {found} (question sets, measurement, step): {error}") from error

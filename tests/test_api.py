@@ -123,7 +123,7 @@ def test_a_teacher_reward_of_ones_own(tiny_run, tmp_path):
         seen.append((step, measured.reward_G))
         return [float(k) if step == 0 else math.nan for k in range(len(sets.problems_G_Q))]
 
-    given, paid = candidates(tiny_config()).problems, functools.partial(by_number)
+    given, paid = candidates(tiny_config()).problems, functools.wraps(len)(functools.partial(by_number))
     out = tmp_path / "\\\u00a0hf_abcdefghijklmnopqrstuv"  # in the manifest escaped, and hidden
     with pytest.raises(ConfigError, match=r"teacher_reward returned \[nan, nan, nan\]: expected a number or"):
         soar.train(None, given, out, recipe="tiny", settings=SETTINGS, teacher_reward=paid, quiet=True)
