@@ -356,7 +356,9 @@ def real(value: Any) -> Any:
 
 
 def _whole(operation: Callable[..., int], *values: Any) -> Fraction:
-    return Fraction(operation(*(value.numerator if value.denominator == 1 else value for value in values)))
+    if not all(isinstance(value, Fraction) and value.denominator == 1 for value in values):
+        raise ValueError("no whole numbers")
+    return Fraction(operation(*(value.numerator for value in values)))
 
 
 def _bits(value: Fraction) -> int:
