@@ -38,8 +38,8 @@ def test_paired_differences_pair_problems():
     entry: dict[str, Any] = evaluate.paired_differences(a, b, config, seed=0)["1"]
     assert entry["difference"] == pytest.approx(3 / 16)
     assert entry["interval_95"] == list(bootstrap_interval([0.25, 0.0, 0.25, 0.25], 0, 500, floor=-1.0))
-    shifted = evaluate.paired_differences([4, 1, 2, 3], [3, 0, 1, 2], config, seed=0)["1"]
-    assert shifted["interval_95"] == list(evaluate.nothing_varies(0.25, 4, floor=-1.0))
+    shifted = evaluate.paired_differences([4, 1, 2, 3, 1, 1], [3, 0, 1, 2, 0, 0], config, seed=0)["1"]
+    assert shifted["interval_95"] == list(evaluate.nothing_varies(0.25, 6, floor=-1.0))
     with pytest.raises(ValueError, match="zip"):
         evaluate.paired_differences([1], [1, 2], config, seed=0)
     config = EvaluateConfig(attempts=4, ks=(1, 2), bootstrap=100)
@@ -91,11 +91,10 @@ def test_pigeonhole_width_by_its_formula(shared):
 def test_intervals_by_hand():
     # Mean 2, sd 1, three seeds: 4.303 / sqrt(3) on each side.
     assert evaluate.t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
-    assert evaluate.t_interval([1.0]) is None
     # 0 of 10: 1 - 0.025^(1/10); 5 of 10 as in tables.
     assert clopper_pearson(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))
     assert clopper_pearson(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
-    assert clopper_pearson(0, 0) == (0.0, 1.0)
+    assert clopper_pearson(0, 0) == (0.0, 1.0) and evaluate.t_interval([1.0]) is None
     zero = bootstrap_interval([0.0] * 96, 0, 100)
     assert zero == evaluate.nothing_varies(0.0, 96) == pytest.approx(clopper_pearson(0, 96))
     assert bootstrap_interval([1.0] * 96, 0, 100) == pytest.approx(clopper_pearson(96, 96))
@@ -105,15 +104,16 @@ def test_intervals_by_hand():
     # 3 x 0.01, 2 x 0.03, then never less than one before it.
     assert evaluate.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert evaluate.holm([0.9, 0.8]) == [1.0, 1.0] and evaluate.holm([]) == []
-    # Six of seven: at least 3 of 7 draws meet the other one with 6.5 %, 4 with 1 %. One of three: all draws with 3.7 %.
-    six, one = ([*[1.0] * 6, 0.0], [1.0, 0.0, 0.0])
-    assert [bootstrap_interval(row, 0, 4000) for row in (six, one)] == [pytest.approx((4 / 7, 1.0)), (0.0, 1.0)]
+    # Six of twelve: at most 3 of 12 draws meet one of them with 7.3 %, 2 with 1.9 %. One of three: all draws with 3.7 %.
+    assert bootstrap_interval([1.0, 0.0] * 6, 0, 4000) == pytest.approx((3 / 12, 9 / 12))
+    assert bootstrap_interval([1.0, 0.0, 0.0], 0, 4000) == (0.0, 1.0)
     # Where few are solved Clopper-Pearson's: resampling alone gives one of 96 a lower upper end than none of 96.
     few = [[*[1.0] * n, *[0.0] * (96 - n)] for n in range(7)]
     highest = [bootstrap_interval(row, 0, 500)[1] for row in few[:6]]
-    lowest = [bootstrap_interval(row, 0, 500, floor=-1.0)[0] for row in few]
-    assert highest == pytest.approx([clopper_pearson(n, 96)[1] for n in range(6)])
-    assert [low > 0 for low in lowest] == [False] * 6 + [True], "five signs alike have p = 2 / 2^5"
+    failures = [1 - bootstrap_interval([1 - value for value in row], 0, 500)[0] for row in few[:6]]
+    assert highest == pytest.approx([clopper_pearson(n, 96)[1] for n in range(6)]) == failures
+    lowest = [bootstrap_interval(row, 0, 500, floor=-1.0)[0] for row in (*few, *([1.0] * n for n in range(1, 7)))]
+    assert [low > 0 for low in lowest] == [False] * 6 + [True] + [False] * 5 + [True], "five signs have p = 2 / 2^5"
     spread = over_seeds(by_place([0.4, 0.6], [0.5, 0.5], [0.6, 0.6]), 0, 200)
     assert spread["per_seed"] == pytest.approx([0.5, 0.5, 0.6]) and spread["mean"] == pytest.approx(1.6 / 3)
     assert spread["interval_95"] == pytest.approx([1.6 / 3 - 0.1434, 1.6 / 3 + 0.1434], abs=1e-4), "t leads"

@@ -2,7 +2,7 @@
 
 Over seeds the t interval of the seeds' means leads; beside it stands the pigeonhole bootstrap (Owen 2007, arXiv 0705.1428),
 which draws seeds and problems with replacement, each problem for all seeds that hold it together. Where nothing was solved,
-resampling says [0, 0], and hardly more where next to nothing was: there Clopper-Pearson's interval counts.
+resampling says [0, 0], and hardly more where next to nothing was, or all but a few: there Clopper-Pearson's interval counts.
 """
 
 import math
@@ -27,7 +27,7 @@ Interval = tuple[float, float]
 Values = Mapping[str, float]  # problem -> value
 ENDS = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # of a 95 % interval
 BLOCK = 8  # problems of a piece of work; the counts do not depend on it
-FEW = 6  # values that are not 0: fewer of them, all on one side, have p > 0.05 by their signs
+FEW = 6  # values that are not 0 (or 1): fewer of them, all on one side, have p > 0.05 by their signs
 FLIPS = 2**16  # sign flips: all of them for up to 16 differences, else so many random ones
 
 
@@ -57,16 +57,18 @@ def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, bef
 def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, floor: float = 0.0) -> Interval:
     """Percentile interval of the mean over problems, by resampling problems with replacement.
 
-    Where all values are equal `nothing_varies`; where fewer than FEW are not 0 it reaches as far as Clopper-Pearson's, of
-    what lies above 0 and of what lies below. floor: the lowest value that there can be, -1 for differences.
+    Where all values are equal `nothing_varies`. Where fewer than FEW are not 0, or not 1, it reaches as far as
+    Clopper-Pearson's, of what lies above 0 and of what lies below. floor: the lowest value there can be, -1 for differences.
     """
     values = np.asarray(values_H, dtype=np.float64)
     if len(set(values.tolist())) == 1:
-        return nothing_varies(float(values[0]), len(values), floor)
-    rng = seeds.generator(seed, "bootstrap")
-    picks = rng.integers(0, len(values), size=(resamples, len(values)))
-    low, high = map(float, np.quantile(values[picks].mean(axis=1), ENDS))
-    if np.count_nonzero(values) < FEW:  # resampling knows next to nothing of so few
+        low, high = nothing_varies(float(values[0]), len(values), floor)
+    else:
+        rng = seeds.generator(seed, "bootstrap")
+        picks = rng.integers(0, len(values), size=(resamples, len(values)))
+        low, high = map(float, np.quantile(values[picks].mean(axis=1), ENDS))
+    others = (np.count_nonzero(values), np.count_nonzero(np.abs(values) != 1.0))
+    if any(0 < count < FEW for count in others):  # resampling knows next to nothing of so few
         above = clopper_pearson(float(values.clip(min=0.0).sum()), len(values))
         below = clopper_pearson(float(-values.clip(max=0.0).sum()), len(values)) if floor < 0 else (0.0, 0.0)
         low, high = min(low, above[0] - below[1]), max(high, above[1] - below[0])
