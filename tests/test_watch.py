@@ -79,8 +79,10 @@ def test_a_paused_or_killed_run_says_why_and_how_to_go_on(tmp_path, monkeypatch)
     assert again == f"continue with: {command}" and "outer loop" not in out.getvalue()
     page = watch.pages.render("report.html", watch.pages.content(read_run(folder)))
     assert f"Stopped: no process holds the folder any more. Continue with: {command}<" in page
-    write_json(folder / "manifest.json", {"name": "mine", "command": ["soar.screen"]})
-    assert read_run(folder).resume_command == "the command that began it and --resume"
+    again = "the command that began it and --resume"
+    for words in ("soar run --out screen", "soar.train teacher_reward=f", "soar --trust-run screen a", "soar.screen"):
+        write_json(folder / "manifest.json", {"name": "mine", "command": words.split()})
+        assert read_run(folder).resume_command == (command if " run " in words else again)
     (folder / "metrics.jsonl").rename(folder / "screen.json")  # a screening has no events
     assert lines_of(folder)[0] == "mine: finished"
     folder, out = begin(tmp_path / "live"), io.StringIO()

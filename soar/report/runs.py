@@ -92,7 +92,10 @@ class Run:
     def resume_command(self) -> str:
         """What goes on with it, by its own path; of paused.json, which may be a stranger's, the number of tokens alone."""
         command = self.manifest.get("command")
-        if isinstance(command, list) and {"screen", "soar.screen"} & set(map(str, command)):
+        words = [word for word in command if word != "--trust-run"] if isinstance(command, list) else []
+        if words[:2] in (["soar", "screen"], ["soar.screen"]) or (
+            words[:1] == ["soar.train"] and words[1:]
+        ):  # its function
             return "the command that began it and --resume"
         more = "".join(re.findall(r" --max-tokens \d{1,15}\Z", str(self.paused.get("resume"))))
         return f"soar run --out {shell_words(self.path)} --resume{more}"
