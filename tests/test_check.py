@@ -234,14 +234,14 @@ def test_seconds_by_hand():
     rows = [forecast.Work("loop", "a", 1.0, 500.0, 300.0), forecast.Work("arms", "b", 1.0, 100.0, 300.0, kl=True)]
     expected = forecast.Forecast(rows, {"x": 0.25}, forecast.Rates(1.0, 50.0, 30.0, "by hand"))
     assert expected.hours() == pytest.approx((20.0 + 2.0 + 10.0 * forecast.KL_FACTOR) / 3600)
-    assert expected.total_line() == "2 rollouts, 600 tokens sampled; 0.01 device-hours"
+    assert expected.total_line() == "2 rollouts, 600 tokens sampled; 0.01 device-hours (by hand)"
     assert "in all" in "\n".join(expected.lines()) and expected.lines()[-1].endswith("0.25")
     unpaid = forecast.Forecast([*rows, forecast.Work("arms", "pq", 0.0, 0.0)], {}, None)
     advice = "raise arms.tokens, or lower teacher.steps"
     assert f"size of the model is not known; such lengths leave nothing for pq: {advice}" in unpaid.total_line()
     eight = forecast.table_rates(8.03e9)
     assert (eight.decode, eight.train) == pytest.approx((42_344 * 3.213 / 8.03, 46_755 * 3.213 / 8.03))
-    assert "two CPU cores" in forecast.table_rates(168_000).source
+    assert "(two CPU cores)" in (demo := forecast.forecast(load("demo")).total_line()) and "nothing" not in demo
     page = (ROOT / "docs" / "sizes.md").read_text(encoding="utf-8")
     assert all(line in page for line in sizes.table())
 

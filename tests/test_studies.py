@@ -293,7 +293,7 @@ def test_the_command_runs_cells_in_processes(tmp_path, capsys):
     (tmp_path / "one.toml").write_text(f'name = "one"\nseeds = [3]\nset = {json.dumps(sets)}\n[variants.a]\n')
     arguments = ["study", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--dry-run"]) == 0
-    shown = r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; (.*)\nin all: 1 cells, (.*)\n"
+    shown = r"a-seed3: .*seed=3.*\n  [\d,]+ rollouts, [\d,]+ tokens sampled; (.*hours).*\nin all: 1 cells, (.*)\n"
     assert len({*re.search(shown, capsys.readouterr().out).groups()}) == 1  # type: ignore[union-attr]
     own = "evaluate.bootstrap=101"  # which --collect finds in the folder
     assert main([*arguments, "--set", own]) == 0 and "a, seed 3 | finished" in capsys.readouterr().out

@@ -30,8 +30,9 @@ TASKS = {"screen": "screening", "loop": "outer loop", "arms": "arms", "evaluate"
 
 
 def assumed(config: Config, given: Mapping[str, float] = {}) -> dict[str, float]:
-    """What the config does not say, or what is given: half of every token budget is used, 30 % of the candidates are hard.
-    Tokens are means a row; every row is trained on (where all attempts fail and there is no KL term, it is cheaper).
+    """What the config does not say, or what is given: half of every token budget is used (by an embedded model what it used
+    in the demo), 30 % of the candidates are hard. Tokens are means a row; every row is trained on (where all attempts fail
+    and there is no KL term, it is cheaper).
     """
     values = {
         "candidates": float(config.problems.limit or 1000),
@@ -40,6 +41,7 @@ def assumed(config: Config, given: Mapping[str, float] = {}) -> dict[str, float]
         "question_tokens": config.student.sampling.max_tokens / 2,
         "hard_tokens": config.student.sampling.max_tokens / 2,
     }
+    values |= asset("rates")["embedded"] if config.model.path.startswith("builtin:") else {}
     with suppress(UserError, ImportError):  # the finding about the problems says what is wrong with them
         values |= counted(config) if "candidates" not in given else {}
     return values | dict(given)
@@ -169,8 +171,9 @@ class Forecast(NamedTuple):
 
     def total_line(self) -> str:
         """The forecast in one line, for a list of runs."""
-        tokens, hours = sum(work.sampled for work in self.works), self.hours()
-        time = "the size of the model is not known" if hours is None else f"{hours:,.2f} device-hours"
+        tokens, time = sum(work.sampled for work in self.works), "the size of the model is not known"
+        if self.rates is not None:
+            time = f"{self.hours():,.2f} device-hours ({self.rates.source.partition(',')[0]})"
         bare = ", ".join(work.name for work in self.works if work.stage == "arms" and not work.rollouts)
         time += f"; such lengths leave nothing for {bare}: raise arms.tokens, or lower teacher.steps" if bare else ""
         return f"{sum(work.rollouts for work in self.works):,.0f} rollouts, {tokens:,.0f} tokens sampled; {time}"
@@ -194,7 +197,7 @@ def announce(progress: Progress, config: Config) -> None:
     stages = [f"{name}{f' ({timedelta(seconds=round(s))})' if known else ''}" for name, s in seconds.items() if s]
     time = f"rates: {rates.source}" if known else "how long is told once there is a pace to go by"
     progress.say(f"what comes: {', '.join(stages)}, report")
-    progress.say(f"in all: {expected.total_line()} ({time})")
+    progress.say(f"in all: {expected.total_line()}; {time}")
     progress.now(f"loading torch and {config.model.path}")
 
 
