@@ -12,7 +12,8 @@ import pytest
 # For child processes too. One thread of torch: the workers of pytest share the cores. Bytecode is written, or each of some
 # twenty processes compiles torch and transformers anew, which takes 15 s.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["PYTHONPATH"] = f"{Path(__file__).parent.parent}:{os.environ.get('PYTHONPATH', '')}".strip(":")
+given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, (Path(__file__).parent.parent, *filter(None, given))))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
