@@ -11,9 +11,8 @@ import pytest
 
 # For child processes too. One thread of torch: the workers of pytest share the cores. Bytecode is written, or each of some
 # twenty processes compiles torch and transformers anew, which takes 15 s.
-os.environ["OMP_NUM_THREADS"] = "1"
-given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, (Path(__file__).parent.parent, *filter(None, given))))
+given = [Path(__file__).parent.parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, given))}
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

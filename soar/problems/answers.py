@@ -91,9 +91,11 @@ def spell_unicode(text: str) -> str:
 
 
 def rewrite(text: str, rules: str) -> str:
-    """The text after all substitutions of `rules`, in their order."""
+    """The text after all substitutions of `rules`, in their order, a run of blanks as one: patterns are cubic in them."""
     for pattern, replacement in RULES[rules]:
         text = pattern.sub(replacement, text)
+        if "  " in text:
+            text = PATTERNS["blanks"].sub(" ", text)
     return text
 
 
@@ -128,7 +130,6 @@ def mark_up(answer: str) -> str:
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return answer
-    # the patterns are quadratic in runs of white space
     return rewrite(" ".join(spell_unicode(answer).split()), "rewrite").strip()
 
 
