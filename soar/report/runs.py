@@ -93,9 +93,8 @@ class Run:
         """What goes on with it, by its own path; of paused.json, which may be a stranger's, the number of tokens alone."""
         command = self.manifest.get("command")
         words = [word for word in command if word != "--trust-run"] if isinstance(command, list) else []
-        if words[:2] in (["soar", "screen"], ["soar.screen"]) or (
-            words[:1] == ["soar.train"] and words[1:]
-        ):  # its function
+        with_function = words[:1] == ["soar.train"] and len(words) > 1  # a teacher's reward
+        if with_function or words[:2] in (["soar", "screen"], ["soar.screen"]):
             return "the command that began it and --resume"
         more = "".join(re.findall(r" --max-tokens \d{1,15}\Z", str(self.paused.get("resume"))))
         return f"soar run --out {shell_words(self.path)} --resume{more}"
