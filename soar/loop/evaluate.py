@@ -57,22 +57,27 @@ def rate_of_unsolved(successes: Sequence[int], attempts: int, most: int = 0, bef
 def bootstrap_interval(values_H: Sequence[float], seed: int, resamples: int, floor: float = 0.0) -> Interval:
     """Percentile interval of the mean over problems, by resampling problems with replacement.
 
-    Where all values are equal `nothing_varies`. Where fewer than FEW are not 0, or not 1, it reaches as far as
-    Clopper-Pearson's, of what lies above 0 and of what lies below. floor: the lowest value there can be, -1 for differences.
+    Where all values are equal `nothing_varies`, and `as_far` for few that are not 0, or not 1. floor: the lowest value that
+    there can be, -1 for differences.
     """
     values = np.asarray(values_H, dtype=np.float64)
     if len(set(values.tolist())) == 1:
-        low, high = nothing_varies(float(values[0]), len(values), floor)
-    else:
-        rng = seeds.generator(seed, "bootstrap")
-        picks = rng.integers(0, len(values), size=(resamples, len(values)))
-        low, high = map(float, np.quantile(values[picks].mean(axis=1), ENDS))
-    others = (np.count_nonzero(values), np.count_nonzero(np.abs(values) != 1.0))
-    if any(0 < count < FEW for count in others):  # resampling knows next to nothing of so few
-        above = clopper_pearson(float(values.clip(min=0.0).sum()), len(values))
-        below = clopper_pearson(float(-values.clip(max=0.0).sum()), len(values)) if floor < 0 else (0.0, 0.0)
-        low, high = min(low, above[0] - below[1]), max(high, above[1] - below[0])
-    return low, high
+        return as_far(nothing_varies(float(values[0]), len(values), floor), values, floor)
+    rng = seeds.generator(seed, "bootstrap")
+    picks = rng.integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[picks].mean(axis=1), ENDS)
+    return as_far((float(low), float(high)), values, floor)
+
+
+def as_far(interval: Interval, values: np.ndarray, floor: float) -> Interval:
+    """An interval that reaches as far as Clopper-Pearson's, of what lies above 0 and of what lies below, where fewer than FEW
+    values are not 0, or not 1: resampling knows next to nothing of so few.
+    """
+    if not any(0 < np.count_nonzero(size) < FEW for size in (values, np.abs(values) - 1.0)):
+        return interval
+    above = clopper_pearson(float(values.clip(min=0.0).sum()), len(values))
+    below = clopper_pearson(float(-values.clip(max=0.0).sum()), len(values)) if floor < 0 else (0.0, 0.0)
+    return min(interval[0], above[0] - below[1]), max(interval[1], above[1] - below[0])
 
 
 def nothing_varies(value: float, trials: int, floor: float = 0.0) -> Interval:
@@ -169,6 +174,8 @@ def over_seeds(values_S: Sequence[Values], seed: int, resamples: int, floor: flo
         bootstrap = nothing_varies(every.pop(), problems, floor=floor)
     else:
         bootstrap = pigeonhole_interval(values_S, seed, resamples)
+    if len(values_S) == 1:
+        bootstrap = as_far(bootstrap, np.array([*values_S[0].values()]), floor)
     low, high = t_interval(means_S) or (0.0, 0.0)
     return {
         "mean": statistics.fmean(means_S),
