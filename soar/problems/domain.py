@@ -119,7 +119,7 @@ def load_domain(reference: str) -> Domain:
         expected = f"one of {', '.join(COMPARERS)}; a check of your own is `verify`"
         raise ConfigError(f"{says}: verifier = {domain.verifier!r}, expected {expected}")
     fmt = domain.prompts
-    if fmt.pair_style == "marked" and not fmt.answer_marks:
+    if fmt.pair_style == "marked" and not fmt.answer_marks and domain.read_problem is None:
         raise ConfigError(f"{says}: pair_style = 'marked' needs answer_marks, at the first of which a text is cut")
     students = fmt.answer_marks[1:] if fmt.pair_style == "marked" else ()  # the first of several is the teacher's
     unread = (mark for mark in students or fmt.answer_marks if extract(f"{mark} 1", "marker") is None)
