@@ -409,7 +409,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _toml(text: str) -> dict[str, Any]:
     """What TOML says. Raises ValueError where it is none, or nested deeper than a manifest may be (`parse_json`)."""
     with suppress(RecursionError):
-        parse_json(json.dumps(data := tomllib.loads(text), default=str))
+        parse_json(json.dumps({"config": (data := tomllib.loads(text))}, default=str))  # as in a manifest
         return data
     raise ValueError("lists and tables lie too deep in each other")
 
