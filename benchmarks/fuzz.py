@@ -11,6 +11,8 @@ import random
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -28,20 +30,34 @@ PIECES = [
 ]  # fmt: skip
 
 
+class Slowest:
+    """CPU seconds of the text that took longest."""
+
+    seconds, text = 0.0, ""
+
+    @contextmanager
+    def clock(self, text: str) -> Iterator[None]:
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            if (seconds := time.process_time() - start) > self.seconds:
+                self.seconds, self.text = seconds, text
+
+    def __str__(self) -> str:
+        return f"the slowest took {self.seconds * 1000:.1f} ms CPU: {self.text!r:.100}"
+
+
 def repeated(cases: int, seed: int) -> None:
     """So many pairs of pieces, and every piece alone, each with something before or behind it."""
     pairs = random.Random(seed).sample([a + b for a in PIECES for b in PIECES], min(cases, len(PIECES) ** 2))
-    slowest, worst = 0.0, ""
+    slowest = Slowest()
     for unit in [*PIECES, *pairs]:
         for before, behind in (("", ""), ("5", ""), ("", "5"), ("x ", "\\in")):
             text = before + unit * ((MAX_ANSWER_CHARS - 5) // len(unit)) + behind
-            start = time.process_time()
-            compare_math(text, "5")
-            seconds = time.process_time() - start
-            if seconds > slowest:
-                slowest, worst = seconds, text
-    tried = 4 * (len(pairs) + len(PIECES))
-    print(f"{tried:,} answers; the slowest took {slowest * 1000:.0f} ms CPU: {worst!r:.60}")
+            with slowest.clock(text):
+                compare_math(text, "5")
+    print(f"{4 * (len(pairs) + len(PIECES)):,} answers; {slowest}")
 
 
 def main() -> None:
@@ -53,24 +69,21 @@ def main() -> None:
     if arguments.repeated:
         return repeated(arguments.cases, arguments.seed)
     rng = random.Random(arguments.seed)
-    failures, accepted, slowest, worst = 0, 0, 0.0, ""
+    failures, accepted, slowest = 0, 0, Slowest()
     begin = time.perf_counter()
     for case in range(arguments.cases):
         text, other = make_text(rng), make_text(rng, most=3)
-        start = time.process_time()
         try:
-            accepted += check_text(text, other)
+            with slowest.clock(text):
+                accepted += check_text(text, other)
         except Exception:
             failures += 1
             if failures <= 5:
                 print(f"case {case}: {text!r} against {other!r}")
                 traceback.print_exc()
-        seconds = time.process_time() - start
-        if seconds > slowest:
-            slowest, worst = seconds, text
     seconds = time.perf_counter() - begin
     print(f"{arguments.cases:,} cases in {seconds:.0f} s, {failures} failures, {accepted:,} problems accepted")
-    print(f"the slowest took {slowest * 1000:.1f} ms CPU: {worst!r:.100}")
+    print(slowest)
     sys.exit(failures > 0)
 
 
